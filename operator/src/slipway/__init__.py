@@ -1,0 +1,1 @@
+"""Slipway: from a PyTorch checkpoint to production on Kubernetes with one manifest."""

@@ -1,0 +1,1 @@
+"""Slipway's model pipeline and inference server."""
