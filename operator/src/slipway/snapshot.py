@@ -32,6 +32,7 @@ class Config:
     """The part of the operator's settings that shapes objects."""
 
     converter_image: str = "slipway-runtime-torch"
+    runtime_image: str = "slipway-runtime"
     registry: str = "slipway-registry.slipway-system:5000/artifacts"
     plain_http: tuple[str, ...] = ("slipway-registry.slipway-system:5000",)
     registry_secret: str | None = None

@@ -1,0 +1,1 @@
+"""Pure builders: from a resource's spec to the objects that should exist for it."""

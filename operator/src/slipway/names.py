@@ -1,0 +1,76 @@
+"""Every name, label and annotation that Slipway uses, and the hashes that names are made of.
+
+Nothing else may spell out a label or build an object's name: what finds an object again after a crash is its name alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+GROUP = "slipway.dev"
+VERSION = "v1alpha1"
+API_VERSION = f"{GROUP}/{VERSION}"
+FIELD_MANAGER = "slipway"
+
+MANAGED_BY = "app.kubernetes.io/managed-by"
+NAME = "app.kubernetes.io/name"
+COMPONENT = "app.kubernetes.io/component"
+DEPLOYMENT = f"{GROUP}/deployment"
+REVISION = f"{GROUP}/revision"
+ARTIFACT = f"{GROUP}/artifact"
+ROLE = f"{GROUP}/role"
+
+RECONCILE = f"{GROUP}/reconcile"  # annotation: "disabled" takes the operator's hands off
+POD_TEMPLATE = f"{GROUP}/pod-template"  # annotation: the pod template as it was rendered for this revision
+DIGEST = f"{GROUP}/artifact-digest"  # annotation: what the revision serves
+FORMAT = f"{GROUP}/format"  # annotation
+
+SELECTOR = f"{MANAGED_BY}={FIELD_MANAGER}"
+MAX_LABEL = 63  # of a label's value and of a Service's name (RFC 1123)
+
+PORT_NAME = "http"
+PUBLISH = "publish"
+PIPELINE = ("fetch", "convert", "validate", PUBLISH)
+SERVER = "server"
+PULL = "pull"
+
+
+def digest_of(value: object) -> str:
+    """Return the sha256 (64 hex digits) of a JSON value in canonical form: sorted keys, no blanks."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def artifact_name(artifact_spec: Mapping[str, Any]) -> str:
+    """Name a ModelArtifact by what its spec says, so that equal specs share one."""
+    return f"mart-{digest_of(artifact_spec)[:12]}"
+
+
+def revision_name(deployment: str, shape: Mapping[str, Any]) -> str:
+    """Name a revision `<deployment>-<8 hex>`; a name too long for a label is cut, and the hash then covers the whole of it."""
+    room = MAX_LABEL - 9
+    hashed: object = shape if len(deployment) <= room else [deployment, shape]
+    return f"{deployment[:room].rstrip('-')}-{digest_of(hashed)[:8]}"
+
+
+def job_name(artifact: str, attempt: int) -> str:
+    """Name the Job of one attempt, counted from 1, so that an attempt is never started twice."""
+    return f"{artifact}-{attempt}"
+
+
+def stable_url(name: str, namespace: str) -> str:
+    """Return the address of a ModelDeployment's stable Service inside the cluster."""
+    return f"http://{name}.{namespace}.svc"
+
+
+def labels(name: str, component: str, **more: str) -> dict[str, str]:
+    """Return the labels that every owned object carries; `more` maps deployment, revision, artifact or role to a value."""
+    return {
+        NAME: name[:MAX_LABEL].rstrip("-."),
+        MANAGED_BY: FIELD_MANAGER,
+        COMPONENT: component,
+        **{f"{GROUP}/{key}": value for key, value in more.items()},
+    }

@@ -1,0 +1,209 @@
+"""What a revision needs to serve: a Deployment and a Service of its own, and the stable Service in front of all revisions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from slipway import names
+from slipway.plan.objects import annotation, env, mounts, name_of, owner, pod_security_context, security_context, status_of
+from slipway.snapshot import Config, Manifest
+
+MODEL_DIR = "/models/artifact"
+DEFAULT_PORT = 8080
+DEFAULT_RESOURCES = {"requests": {"cpu": "100m", "memory": "256Mi"}}
+DEFAULT_PROBES = {"startupPath": "/v2/health/ready", "readinessPath": "/v2/health/ready", "livenessPath": "/v2/health/live"}
+GRACE_SECONDS = 60
+_POD_FIELDS = ("nodeSelector", "tolerations", "affinity", "runtimeClassName", "serviceAccountName", "priorityClassName")
+
+
+def revision_shape(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the part of a ModelDeployment's spec whose change makes a new revision."""
+    serving = {key: value for key, value in (spec.get("serving") or {}).items() if key != "replicas"}
+    shape = {key: spec[key] for key in ("model", "signature", "conversion") if spec.get(key)}
+    return shape | ({"serving": serving} if serving else {})
+
+
+def runtime_for(fmt: str, wanted: str | None, runtimes: tuple[Manifest, ...]) -> Manifest | None:
+    """Return the ServingRuntime of that name, or else the first by name that claims the format; None if there is none."""
+    claims = [r for r in sorted(runtimes, key=name_of) if any(f["name"] == fmt for f in r["spec"].get("formats", ()))]
+    return next((r for r in claims if wanted is None or name_of(r) == wanted), None)
+
+
+def revision_deployment(resource: Manifest, revision: str, artifact: Manifest, runtime: Manifest, config: Config) -> dict[str, Any]:
+    """Return a new revision's Deployment; the pod template is kept in an annotation, so that it outlives its spec and this operator."""
+    template = _pod_template(resource, revision, artifact, runtime, config)
+    return _deployment(resource, revision, name_of(artifact), status_of(artifact)["digest"], status_of(artifact)["format"], template)
+
+
+def existing_deployment(resource: Manifest, observed: Manifest) -> dict[str, Any]:
+    """Return a revision's Deployment as it was first rendered: an operator upgrade restarts no healthy pod."""
+    revision = name_of(observed)
+    template = json.loads(annotation(observed, names.POD_TEMPLATE) or "null") or observed["spec"]["template"]
+    artifact = (observed["metadata"].get("labels") or {}).get(names.ARTIFACT, "")
+    return _deployment(
+        resource, revision, artifact, annotation(observed, names.DIGEST) or "", annotation(observed, names.FORMAT) or "", template
+    )
+
+
+def with_scale(deployment: Mapping[str, Any], replicas: int, role: str) -> dict[str, Any]:
+    """Return the Deployment with a size and a role."""
+    metadata = dict(deployment["metadata"])
+    metadata["labels"] = {**metadata["labels"], names.ROLE: role}
+    return {**deployment, "metadata": metadata, "spec": {**deployment["spec"], "replicas": replicas}}
+
+
+def revision_service(resource: Manifest, revision: str) -> dict[str, Any]:
+    """Return the Service that reaches one revision's pods."""
+    return _service(
+        resource, revision, revision, names.labels(name_of(resource), "service", deployment=name_of(resource), revision=revision)
+    )
+
+
+def stable_service(resource: Manifest, revision: str) -> dict[str, Any]:
+    """Return the Service that users call; its selector is the one record of which revision is stable."""
+    return _service(resource, name_of(resource), revision, names.labels(name_of(resource), "service", deployment=name_of(resource)))
+
+
+def _service(resource: Manifest, name: str, revision: str, labels: Mapping[str, str]) -> dict[str, Any]:
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {
+            "name": name,
+            "namespace": resource["metadata"]["namespace"],
+            "labels": dict(labels),
+            "ownerReferences": [owner(resource)],
+        },
+        "spec": {
+            "selector": {names.DEPLOYMENT: name_of(resource), names.REVISION: revision},
+            "ports": [{"name": names.PORT_NAME, "port": 80, "targetPort": names.PORT_NAME, "protocol": "TCP"}],
+        },
+    }
+
+
+def _deployment(resource: Manifest, revision: str, artifact: str, digest: str, fmt: str, template: Mapping[str, Any]) -> dict[str, Any]:
+    name = name_of(resource)
+    labels = names.labels(name, "server", deployment=name, revision=revision, artifact=artifact)
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {
+            "name": revision,
+            "namespace": resource["metadata"]["namespace"],
+            "labels": labels,
+            "annotations": {
+                names.DIGEST: digest,
+                names.FORMAT: fmt,
+                names.POD_TEMPLATE: json.dumps(template, sort_keys=True, separators=(",", ":")),
+            },
+            "ownerReferences": [owner(resource)],
+        },
+        "spec": {
+            "revisionHistoryLimit": 0,  # a revision has one pod template for ever
+            "progressDeadlineSeconds": 600,
+            "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},
+            "selector": {"matchLabels": {names.DEPLOYMENT: name, names.REVISION: revision}},
+            "template": template,
+        },
+    }
+
+
+def _pod_template(resource: Manifest, revision: str, artifact: Manifest, runtime: Manifest, config: Config) -> dict[str, Any]:
+    name, serving = name_of(resource), resource["spec"].get("serving") or {}
+    image = _image(runtime, status_of(artifact)["format"])
+    pod: dict[str, Any] = {
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "terminationGracePeriodSeconds": GRACE_SECONDS,
+        "securityContext": pod_security_context(),
+        **{key: serving[key] for key in _POD_FIELDS if serving.get(key)},
+        "initContainers": [_pull(artifact, config)],
+        "containers": [_server(resource, revision, artifact, runtime, image)],
+        "volumes": _volumes(config),
+    }
+    if config.image_pull_secrets:
+        pod["imagePullSecrets"] = [{"name": secret} for secret in config.image_pull_secrets]
+    return {"metadata": {"labels": names.labels(name, "server", deployment=name, revision=revision)}, "spec": pod}
+
+
+def _image(runtime: Manifest, fmt: str) -> str:
+    spec = runtime["spec"]
+    claimed = next((f for f in spec.get("formats", ()) if f["name"] == fmt), {})
+    return str(claimed.get("image") or spec["image"])
+
+
+def _volumes(config: Config) -> list[dict[str, Any]]:
+    secret = config.registry_secret
+    credentials: dict[str, Any] = {"secret": {"secretName": secret, "optional": True}} if secret else {"emptyDir": {}}
+    return [{"name": "models", "emptyDir": {}}, {"name": "tmp", "emptyDir": {}}, {"name": "registry-credentials", **credentials}]
+
+
+def _pull(artifact: Manifest, config: Config) -> dict[str, Any]:
+    status = status_of(artifact)
+    arguments = ["--repository", status["repository"], "--digest", status["digest"], "--output", MODEL_DIR]
+    rows = [("models", "/models", False), ("tmp", "/tmp", False), ("registry-credentials", "/var/run/slipway/registry-credentials", True)]  # noqa: S108
+    return {
+        "name": names.PULL,
+        "image": config.runtime_image,
+        "command": ["slipway-runtime", "pull", *arguments],
+        "env": env({"SLIPWAY_PLAIN_HTTP": ",".join(config.plain_http)}),
+        "resources": {"requests": {"cpu": "50m", "memory": "128Mi"}},
+        "securityContext": security_context(),
+        "volumeMounts": mounts(rows),
+    }
+
+
+def _server(resource: Manifest, revision: str, artifact: Manifest, runtime: Manifest, image: str) -> dict[str, Any]:
+    serving, spec = resource["spec"].get("serving") or {}, runtime["spec"]
+    port = int(spec.get("port", DEFAULT_PORT))
+    values = {
+        "modelDir": MODEL_DIR,
+        "modelName": name_of(resource),
+        "revision": revision,
+        "artifactDigest": status_of(artifact)["digest"],
+        "port": str(port),
+    }
+    container: dict[str, Any] = {
+        "name": names.SERVER,
+        "image": image,
+        **{key: [_fill(text, values) for text in spec[key]] for key in ("command", "args") if spec.get(key)},
+        "env": _server_env(serving, spec, values),
+        "ports": [{"name": names.PORT_NAME, "containerPort": port, "protocol": "TCP"}],
+        "resources": serving.get("resources") or DEFAULT_RESOURCES,
+        **_probes(DEFAULT_PROBES | (spec.get("probes") or {})),
+        "securityContext": security_context(),
+        "volumeMounts": mounts([("models", "/models", True), ("tmp", "/tmp", False)]),  # noqa: S108
+    }
+    return container
+
+
+def _server_env(serving: Mapping[str, Any], spec: Mapping[str, Any], values: Mapping[str, str]) -> list[dict[str, Any]]:
+    own = [{**item, "value": _fill(item["value"], values)} if "value" in item else dict(item) for item in spec.get("env", ())]
+    labels = env({"SLIPWAY_LABELS": json.dumps(serving["labels"])}) if serving.get("labels") else []
+    users = list(serving.get("env", ()))
+    theirs = {item["name"] for item in users}
+    return [item for item in [*own, *labels] if item["name"] not in theirs] + users
+
+
+def _fill(text: str, values: Mapping[str, str]) -> str:
+    for key, value in values.items():
+        text = text.replace("{{" + key + "}}", value)
+    return text
+
+
+def _probes(paths: Mapping[str, str]) -> dict[str, Any]:
+    def probe(path: str, period: int, failures: int) -> dict[str, Any]:
+        return {
+            "httpGet": {"path": path, "port": names.PORT_NAME},
+            "periodSeconds": period,
+            "failureThreshold": failures,
+            "timeoutSeconds": 5,
+        }
+
+    return {
+        "startupProbe": probe(paths["startupPath"], 1, 600),
+        "readinessProbe": probe(paths["readinessPath"], 2, 2),
+        "livenessProbe": probe(paths["livenessPath"], 10, 6),
+    }
