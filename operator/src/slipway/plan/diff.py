@@ -9,7 +9,11 @@ from collections.abc import Mapping, Sequence
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
-_SUFFIXES = {"m": Decimal("0.001"), "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
+_SUFFIXES: dict[str, Decimal] = {
+    "m": Decimal("0.001"),
+    **{unit: Decimal(1000**power) for power, unit in enumerate(("k", "M", "G", "T"), start=1)},
+    **{unit: Decimal(1024**power) for power, unit in enumerate(("Ki", "Mi", "Gi", "Ti"), start=1)},
+}
 _LIST_KEYS = ("name", "uid", "mountPath", "containerPort")
 
 
@@ -23,7 +27,7 @@ def quantity(text: str) -> Decimal | None:
             number, factor = text[: -len(suffix)], _SUFFIXES[suffix]
             break
     else:
-        number, factor = text, 1
+        number, factor = text, Decimal(1)
     try:
         return Decimal(number) * factor
     except InvalidOperation:

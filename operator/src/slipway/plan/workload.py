@@ -83,7 +83,9 @@ def _service(resource: Manifest, name: str, revision: str, labels: Mapping[str, 
     }
 
 
-def _deployment(resource: Manifest, revision: str, artifact: str, digest: str, fmt: str, template: Mapping[str, Any]) -> dict[str, Any]:
+def _deployment(  # noqa: PLR0913, PLR0917 - what a revision is made of
+    resource: Manifest, revision: str, artifact: str, digest: str, fmt: str, template: Mapping[str, Any]
+) -> dict[str, Any]:
     name = name_of(resource)
     labels = names.labels(name, "server", deployment=name, revision=revision, artifact=artifact)
     return {
@@ -130,7 +132,7 @@ def _pod_template(resource: Manifest, revision: str, artifact: Manifest, runtime
 
 def _image(runtime: Manifest, fmt: str) -> str:
     spec = runtime["spec"]
-    claimed = next((f for f in spec.get("formats", ()) if f["name"] == fmt), {})
+    claimed: Mapping[str, Any] = next((f for f in spec.get("formats", ()) if f["name"] == fmt), {})
     return str(claimed.get("image") or spec["image"])
 
 
