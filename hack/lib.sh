@@ -1,0 +1,60 @@
+# Shared by the scripts in hack/: where things live, progress lines, locks, hashes. Sourced, never run.
+# shellcheck shell=bash
+set -Eeuo pipefail
+REPO=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+HACK=$REPO/hack
+BUILD=$REPO/build                                   # per clone, gitignored: kubeconfig, images.env, bin/
+CACHE=${SLIPWAY_CACHE:-$HOME/.cache/slipway}        # shared by all clones, keyed by content hash
+mkdir -p "$BUILD" "$CACHE"
+
+# say TEXT: a progress line with the seconds since the script began
+say() { printf '[%s +%4ds] %s\n' "$(date +%T)" "$SECONDS" "$*" >&2; }
+
+die() { say "ERROR: $*"; exit 1; }
+
+# timed NAME COMMAND...: runs it and says how long it took
+timed() {
+  local name=$1 from=$SECONDS; shift
+  say "$name ..."
+  "$@"
+  say "$name: $((SECONDS - from)) s"
+}
+
+# hash_of FILE...: 12 hex digits over the names and contents of files (paths relative to the repository)
+hash_of() { (cd "$REPO" && sha256sum -- "$@") | sha256sum | cut -c1-12; }
+
+# locked NAME COMMAND...: one at a time on this machine (two clones or test sessions may build at once)
+locked() {
+  local name=$1; shift
+  ( flock 9; "$@" 9>&- ) 9>"$CACHE/$name.lock"
+}
+
+# apt_install PACKAGE...: only what is missing; Debian must not start daemons of its own (policy-rc.d)
+apt_install() {
+  local missing=() p made=
+  for p; do dpkg-query -W -f '${Status}' "$p" 2>/dev/null | grep -q 'ok installed' || missing+=("$p"); done
+  [ ${#missing[@]} -gt 0 ] || return 0
+  command -v apt-get >/dev/null || die "install these first: ${missing[*]}"
+  say "apt-get install ${missing[*]}"
+  if [ ! -e /usr/sbin/policy-rc.d ]; then
+    printf '#!/bin/sh\nexit 101\n' >/usr/sbin/policy-rc.d; chmod +x /usr/sbin/policy-rc.d; made=1
+  fi
+  apt-get update -qq
+  DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "${missing[@]}" >/dev/null
+  [ -z "$made" ] || rm -f /usr/sbin/policy-rc.d
+}
+
+# alive PIDFILE MARK: the process of that file runs and its command line holds MARK (a pid may have been reused)
+alive() {
+  local pid; pid=$(cat "$1" 2>/dev/null) && [ -n "$pid" ] && tr '\0' ' ' <"/proc/$pid/cmdline" 2>/dev/null | grep -qF -- "$2"
+}
+
+# stop PIDFILE MARK: ends exactly that process, by force after ten seconds
+stop() {
+  local pid i
+  if alive "$1" "$2"; then
+    pid=$(cat "$1"); kill "$pid" 2>/dev/null || true
+    for i in $(seq 100); do kill -0 "$pid" 2>/dev/null || break; sleep 0.1; [ "$i" -lt 100 ] || kill -9 "$pid" 2>/dev/null || true; done
+  fi
+  rm -f "$1"
+}
