@@ -1,0 +1,109 @@
+"""ModelArtifact: one converted model. Made by the operator, named by the hash of its spec, shared by revisions."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from slipway.api.common import ATOMIC, INT64, Conditions, Image
+from slipway.api.modeldeployment import ObservedFormat
+from slipway.api.rules import ApiModel, Rule, StatusModel
+from slipway.api.source import ONNX_TARGETS, Conversion, ModelSource, Signature
+
+
+class ModelArtifactSpec(ApiModel):
+    """What is converted, and by which image. Immutable: the name of the resource is the hash of it."""
+
+    rules = (
+        ONNX_TARGETS,
+        Rule(
+            "self == oldSelf",
+            "the spec of a ModelArtifact cannot be changed, because its name is the hash of it; change the ModelDeployment instead",
+            lambda _spec: True,  # only the API server knows what was there before
+        ),
+    )
+
+    model: ModelSource = Field(description="Where the model comes from, as in ModelDeployment.spec.model.")
+    signature: Signature | None = Field(
+        default=None, description="Inputs and outputs, as in ModelDeployment.spec.signature. Default: those of the model folder."
+    )
+    conversion: Conversion | None = Field(
+        default=None, description="Candidates and the parity gate, as in ModelDeployment.spec.conversion. Default: ONNX Float32."
+    )
+    converter_image: Image = Field(
+        description="Image that converts; part of what the artifact is. Example: ghcr.io/slipway/slipway-runtime-torch:0.1.0."
+    )
+
+
+class CandidateStatus(StatusModel):
+    """How one candidate did. Numbers that are not whole are strings; what was not measured is absent."""
+
+    target: str = Field(description="ONNX, TorchScript or None.")
+    precision: str = Field(default="Float32", description="Precision that was built. Example: Float32.")
+    verdict: Literal["Passed", "Failed", "Skipped"] = Field(description="Passed, Failed, or Skipped when an earlier candidate had passed.")
+    reason: str | None = Field(default=None, description="Why it failed. Example: ParityFailed.")
+    message: str | None = Field(default=None, description="Why it failed, as a sentence.")
+    max_absolute_error: str | None = Field(
+        default=None, description='Largest difference of any output value. A decimal string, for example "2.4e-7".'
+    )
+    top1_agreement_percent: str | None = Field(
+        default=None, description='Samples whose largest output is at the same place, in percent. Example: "100".'
+    )
+    accuracy_percent: str | None = Field(default=None, description='Samples that it got right, in percent; only with labels. "
+        "Example: "97.5".')
+    size_bytes: int | None = Field(default=None, json_schema_extra=INT64, description="Size of its files in bytes. Example: 148213.")
+    seconds: str | None = Field(default=None, description='How long it took to build and check, in seconds. Example: "12.4".')
+
+
+class ArtifactFailure(StatusModel):
+    """The failure of the last attempt."""
+
+    reason: str = Field(description="Why, out of the closed list in docs/reference/reasons.md. Example: EntrypointFailed.")
+    message: str = Field(default="", description="Why, as a sentence, and what to do next.")
+    exit_code: int | None = Field(default=None, description="Exit code of the container. Example: 21. Absent when no container failed.")
+    container: str | None = Field(default=None, description="Container that failed: fetch, convert, validate or publish.")
+
+
+class ModelArtifactStatus(StatusModel):
+    """What became of it. Written by the operator alone."""
+
+    observed_generation: int | None = Field(default=None, json_schema_extra=INT64, description="The metadata.generation that this "
+        "status is about.")
+    conditions: Conditions = Field(default=(), description="Ready; while they hold Reconciling or Stalled.")
+    source_digest: str | None = Field(default=None, description="Digest that the URI was resolved to. Example: sha256:9f86….")
+    content_key: str | None = Field(
+        default=None,
+        description="Hash of everything that determines the result: source digest, signature, conversion, tools. The tag in the registry.",
+    )
+    digest: str | None = Field(default=None, description="Digest of the published artifact. Example: sha256:9f86….")
+    repository: str | None = Field(
+        default=None, description="Repository it is in. Example: slipway-registry.slipway-system:5000/artifacts/default."
+    )
+    format: ObservedFormat | None = Field(default=None, description="Format of the chosen candidate: ONNX, TorchScript or PyTorch.")
+    precision: str | None = Field(default=None, description="Precision of the chosen candidate. Example: Float32.")
+    size_bytes: int | None = Field(default=None, json_schema_extra=INT64, description="Size of the artifact in bytes. Example: 148213.")
+    candidates: Annotated[tuple[CandidateStatus, ...], Field(json_schema_extra=ATOMIC)] = Field(
+        default=(), description="How each candidate did, in the order of the spec."
+    )
+    signature: dict[str, Any] | None = Field(default=None, description="Inputs and outputs of the artifact, as in spec.signature.")
+    tools: dict[str, str] | None = Field(default=None, description='Versions of the tools that made it. Example: {torch: "2.9.1"}.')
+    cache_hit: bool | None = Field(default=None, description="Whether it was in the registry already, so that nothing was converted.")
+    attempts: int | None = Field(default=None, description="How many Jobs were started. A count.")
+    retry_at: str | None = Field(
+        default=None, json_schema_extra={"format": "date-time"}, description="When the next attempt starts, UTC. Absent when none "
+            "is planned."
+    )
+    last_failure: ArtifactFailure | None = Field(default=None, description="The failure of the last attempt that failed.")
+
+
+class ModelArtifact(ApiModel):
+    """One converted model: its candidates, the chosen one, its digest in the registry and where it came from."""
+
+    api_version: Literal["slipway.dev/v1alpha1"] = Field(default="slipway.dev/v1alpha1", description="slipway.dev/v1alpha1.")
+    kind: Literal["ModelArtifact"] = Field(default="ModelArtifact", description="ModelArtifact.")
+    metadata: dict[str, Any] = Field(
+        description="The name is mart- and 12 digits of the hash of the spec; owners are the ModelDeployments that use it."
+    )
+    spec: ModelArtifactSpec = Field(description="What is converted. Immutable.")
+    status: ModelArtifactStatus | None = Field(default=None, description="What became of it. Written by the operator alone.")

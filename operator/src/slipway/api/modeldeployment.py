@@ -1,0 +1,178 @@
+"""ModelDeployment: what a user writes, and what the operator tells about it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from slipway.api.common import ATOMIC, INT64, LIST_MAP_BY_NAME, Conditions, EnvVar, ObjectName, ResourceRequirements, Toleration
+from slipway.api.rules import ApiModel, Rule, StatusModel
+from slipway.api.source import ONNX_TARGETS, Conversion, ModelSource, Signature
+
+ObservedFormat = Literal["ONNX", "TorchScript", "PyTorch"]
+
+
+class Serving(ApiModel):
+    """How the converted model is served."""
+
+    runtime: ObjectName | None = Field(
+        default=None, description="Name of the ServingRuntime. Example: slipway. Default: the first by name that claims the format "
+            "of the artifact."
+    )
+    replicas: int = Field(
+        default=1, ge=0, le=1000, description="How many pods serve; also set by `kubectl scale`. 0 serves nothing. Example: 2. Default: 1."
+    )
+    resources: ResourceRequirements | None = Field(
+        default=None,
+        description="Resources of the server container. Example: {requests: {cpu: 500m, memory: 512Mi}, limits: {memory: 1Gi}}. "
+        "Default: none.",
+    )
+    labels: Annotated[tuple[Annotated[str, Field(max_length=256)], ...], Field(max_length=65536, json_schema_extra=ATOMIC)] | None = Field(
+        default=None,
+        description="Names of the classes, in the order of the last dimension of the output, for /predict. Example: [zero, one]. "
+        "Default: labels in model.yaml.",
+    )
+    env: Annotated[tuple[EnvVar, ...], Field(max_length=64, json_schema_extra=LIST_MAP_BY_NAME)] | None = Field(
+        default=None, description='Environment variables of the server container. Example: [{name: OMP_NUM_THREADS, value: "4"}]. "
+            "Default: none.'
+    )
+    node_selector: Annotated[dict[str, Annotated[str, Field(max_length=63)]], Field(max_length=32)] | None = Field(
+        default=None, description="Labels that a node must have. Example: {kubernetes.io/arch: amd64}. Default: any node."
+    )
+    tolerations: Annotated[tuple[Toleration, ...], Field(max_length=32, json_schema_extra=ATOMIC)] | None = Field(
+        default=None, description="Taints that the pods tolerate. Example: [{key: dedicated, value: inference, effect: "
+            "NoSchedule}]. Default: none."
+    )
+    affinity: dict[str, Any] | None = Field(
+        default=None,
+        description="Affinity of the pods, as in a Pod's spec.affinity; see `kubectl explain pod.spec.affinity`. Default: the pods "
+        "of a revision are spread over nodes.",
+    )
+    runtime_class_name: ObjectName | None = Field(default=None, description="RuntimeClass of the pods, for example gvisor. Default: "
+        "the cluster's.")
+    service_account_name: ObjectName | None = Field(
+        default=None, description="ServiceAccount of the pods; its token is not mounted. Example: digits. Default: the namespace's default."
+    )
+    priority_class_name: ObjectName | None = Field(
+        default=None, description="PriorityClass of the pods. Example: serving-high. Default: the cluster's."
+    )
+
+
+class ModelDeploymentSpec(ApiModel):
+    """The wish. Only model.uri is required; what a model folder says in model.yaml need not be repeated."""
+
+    rules = (ONNX_TARGETS,)
+
+    model: ModelSource = Field(description="Where the model comes from. Fields that are absent are taken from model.yaml in the folder.")
+    signature: Signature | None = Field(
+        default=None, description="Inputs and outputs of the model. Default: signature in model.yaml, or that of the ONNX file."
+    )
+    conversion: Conversion | None = Field(
+        default=None, description="What the model is converted to and how it is checked. Default: ONNX Float32, checked on 64 samples."
+    )
+    serving: Serving = Field(default=Serving(), description="How the model is served. Default: one replica of the runtime that "
+        "claims the format.")
+    revision_history_limit: int = Field(
+        default=5,
+        ge=0,
+        le=100,
+        description="How many earlier revisions are listed in status.history and can be returned to at once. A count. Default: 5.",
+    )
+
+
+class RevisionStatus(StatusModel):
+    """One revision that has pods."""
+
+    revision: str = Field(description="Name of the revision, and of its Deployment and Service. Example: digits-5d41402a.")
+    artifact: str | None = Field(default=None, description="Name of its ModelArtifact. Example: mart-0a1b2c3d4e5f.")
+    digest: str | None = Field(default=None, description="Digest of the converted model in the registry. Example: sha256:9f86….")
+    format: ObservedFormat | None = Field(default=None, description="Format that is served: ONNX, TorchScript or PyTorch.")
+    ready_replicas: int = Field(default=0, description="How many of its pods are ready. A count.")
+    weight: int = Field(default=0, description="Share of the requests that it gets, in percent.")
+    since: str | None = Field(
+        default=None, json_schema_extra={"format": "date-time"}, description="When it took over, UTC. Example: 2026-01-31T12:00:00Z."
+    )
+
+
+class HistoryEntry(StatusModel):
+    """How an earlier revision ended."""
+
+    revision: str = Field(description="Name of the revision. Example: digits-5d41402a.")
+    digest: str | None = Field(default=None, description="Digest of the converted model that it served. Example: sha256:9f86….")
+    outcome: Literal["Served", "Failed", "Superseded"] = Field(
+        description="Served (it was stable), Failed (it never became ready) or Superseded (a newer one came first)."
+    )
+    reason: str | None = Field(default=None, description="Why it ended. Example: RevisionSuperseded.")
+    finished_at: str | None = Field(
+        default=None, json_schema_extra={"format": "date-time"}, description="When it ended, UTC. Example: 2026-01-31T12:00:00Z."
+    )
+
+
+class DeploymentFailure(StatusModel):
+    """The last thing that went wrong; kept after it is over."""
+
+    reason: str = Field(description="Why, out of the closed list in docs/reference/reasons.md. Example: ParityFailed.")
+    message: str = Field(default="", description="Why, as a sentence, and what to do next.")
+    exit_code: int | None = Field(default=None, description="Exit code of the container that failed. Example: 40. Absent when no "
+        "container failed.")
+    revision: str | None = Field(default=None, description="The revision that failed. Example: digits-5d41402a.")
+
+
+class ObservedModel(StatusModel):
+    """What was read from the model folder."""
+
+    source_digest: str | None = Field(default=None, description="Digest that the URI was resolved to. Example: sha256:9f86….")
+    format: str | None = Field(default=None, description="Format of the source: PyTorch or ONNX.")
+    entrypoint: str | None = Field(default=None, description="Entrypoint that was called. Example: model:build.")
+    weights: str | None = Field(default=None, description="File of the weights. Example: weights.safetensors.")
+    signature: dict[str, Any] | None = Field(default=None, description="Inputs and outputs, as in spec.signature.")
+
+
+class ModelDeploymentStatus(StatusModel):
+    """What is. Written by the operator alone."""
+
+    observed_generation: int | None = Field(default=None, json_schema_extra=INT64, description="The metadata.generation that this "
+        "status is about.")
+    conditions: Conditions = Field(
+        default=(), description="Ready, ArtifactReady, Available, Progressing, Degraded; while they hold Reconciling or Stalled."
+    )
+    url: str | None = Field(default=None, description="Where the model answers inside the cluster. Example: http://digits.default.svc.")
+    replicas: int | None = Field(
+        default=None, description="Pods of the stable revision, ready or not; for `kubectl scale` and autoscalers. A count."
+    )
+    selector: str | None = Field(default=None, description="Label selector of the pods, for autoscalers. Example: "
+        "slipway.dev/deployment=digits.")
+    stable: RevisionStatus | None = Field(default=None, description="The revision that serves.")
+    canary: RevisionStatus | None = Field(default=None, description="The revision that is coming up. Absent when none is.")
+    history: Annotated[tuple[HistoryEntry, ...], Field(json_schema_extra=ATOMIC)] = Field(
+        default=(), description="Earlier revisions, the newest first; at most spec.revisionHistoryLimit."
+    )
+    last_failure: DeploymentFailure | None = Field(default=None, description="The last failure, kept after it is over.")
+    model: ObservedModel | None = Field(default=None, description="What was read from the model folder and is used where the spec "
+        "says nothing.")
+
+
+class ModelDeployment(ApiModel):
+    """A PyTorch or ONNX model, converted, checked against its source, and served by pods under one URL."""
+
+    rules = (
+        Rule(
+            "self.metadata.name.matches(r'^[a-z](?:[-a-z0-9]{0,61}[a-z0-9])?$')",
+            "the name must be a DNS label, because a Service gets it: at most 63 lower-case letters, digits and '-', "
+            "starting with a letter and not ending with '-'",
+            lambda resource: _is_label(str(resource.metadata.get("name", ""))),
+        ),
+    )
+
+    api_version: Literal["slipway.dev/v1alpha1"] = Field(default="slipway.dev/v1alpha1", description="slipway.dev/v1alpha1.")
+    kind: Literal["ModelDeployment"] = Field(default="ModelDeployment", description="ModelDeployment.")
+    metadata: dict[str, Any] = Field(
+        description="Name, namespace, labels, annotations. The annotation slipway.dev/reconcile: disabled pauses the operator."
+    )
+    spec: ModelDeploymentSpec = Field(description="The wish. Only model.uri is required.")
+    status: ModelDeploymentStatus | None = Field(default=None, description="What is. Written by the operator alone.")
+
+
+def _is_label(name: str) -> bool:
+    return 0 < len(name) <= 63 and name[0].isalpha() and name[-1] != "-" and set(name) <= set("abcdefghijklmnopqrstuvwxyz0123456789-")

@@ -1,0 +1,74 @@
+"""ServingRuntime: a pluggable server, declared once for the cluster."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from slipway.api.common import ATOMIC, LIST_MAP_BY_NAME, EnvVar, HttpPath, Image
+from slipway.api.modeldeployment import ObservedFormat
+from slipway.api.rules import ApiModel
+
+Words = Annotated[tuple[Annotated[str, Field(max_length=4096)], ...], Field(max_length=64, json_schema_extra=ATOMIC)]
+_PLACEHOLDERS = "{{modelDir}}, {{modelName}}, {{revision}}, {{artifactDigest}} and {{port}} are replaced"
+
+
+class RuntimeFormat(ApiModel):
+    """A format that the server can load."""
+
+    name: ObservedFormat = Field(description="ONNX, TorchScript or PyTorch; unique in the list.")
+    image: Image | None = Field(
+        default=None, description="Another image for this format. Example: slipway-runtime-torch:0.1.0. Default: spec.image."
+    )
+
+
+class Probes(ApiModel):
+    """Where the server tells how it is."""
+
+    startup_path: HttpPath = Field(
+        default="/v2/health/ready", description="Answers 200 once the model is loaded. Default: /v2/health/ready."
+    )
+    readiness_path: HttpPath = Field(
+        default="/v2/health/ready", description="Answers 200 while requests are welcome. Default: /v2/health/ready."
+    )
+    liveness_path: HttpPath = Field(
+        default="/v2/health/live", description="Answers 200 unless the server must be restarted. Default: /v2/health/live."
+    )
+
+
+class Metrics(ApiModel):
+    """Where the server shows its metrics."""
+
+    path: HttpPath = Field(default="/metrics", description="Path of the Prometheus metrics on the same port. Default: /metrics.")
+
+
+class ServingRuntimeSpec(ApiModel):
+    """How the server is started and observed."""
+
+    image: Image = Field(description="Image of the server. Example: ghcr.io/slipway/slipway-runtime:0.1.0.")
+    formats: Annotated[tuple[RuntimeFormat, ...], Field(min_length=1, max_length=8, json_schema_extra=LIST_MAP_BY_NAME)] = Field(
+        description="Formats that it can load. Example: [{name: ONNX}, {name: TorchScript, image: slipway-runtime-torch:0.1.0}]."
+    )
+    command: Words | None = Field(default=None, description="Command of the container. Example: [slipway-runtime]. Default: the image's.")
+    args: Words | None = Field(
+        default=None, description=f'Arguments; {_PLACEHOLDERS}. Example: [serve, --model-dir, "{{{{modelDir}}}}"]. Default: the image\'s.'
+    )
+    env: Annotated[tuple[EnvVar, ...], Field(max_length=64, json_schema_extra=LIST_MAP_BY_NAME)] | None = Field(
+        default=None,
+        description='Environment variables; those of a ModelDeployment win. Example: [{name: OMP_NUM_THREADS, value: "1"}]. Default: none.',
+    )
+    port: int = Field(
+        default=8080, ge=1, le=65535, description="Port that the server listens on, for requests, probes and metrics. Default: 8080."
+    )
+    probes: Probes = Field(default=Probes(), description="Paths of the probes. Default: those of the Open Inference Protocol v2.")
+    metrics: Metrics = Field(default=Metrics(), description="Where the metrics are. Default: /metrics.")
+
+
+class ServingRuntime(ApiModel):
+    """A server for converted models: its image, the formats it claims, and how it is started and observed. Cluster-scoped."""
+
+    api_version: Literal["slipway.dev/v1alpha1"] = Field(default="slipway.dev/v1alpha1", description="slipway.dev/v1alpha1.")
+    kind: Literal["ServingRuntime"] = Field(default="ServingRuntime", description="ServingRuntime.")
+    metadata: dict[str, Any] = Field(description="The name is what spec.serving.runtime of a ModelDeployment refers to.")
+    spec: ServingRuntimeSpec = Field(description="How the server is started and observed.")

@@ -1,0 +1,310 @@
+"""What a model is and how it is converted: the part of the spec that ModelDeployment and ModelArtifact share."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, WithJsonSchema
+
+from slipway.api.common import (
+    ATOMIC,
+    LIST_MAP_BY_NAME,
+    DecimalString,
+    Digest,
+    Duration,
+    Percent,
+    ResourceRequirements,
+    SecretReference,
+)
+from slipway.api.rules import ApiModel, Rule, matches
+
+ModelFormat = Literal["PyTorch", "ONNX"]
+Target = Literal["ONNX", "TorchScript", "None"]
+Precision = Literal["Float32"]
+DType = Literal["bool", "uint8", "int8", "int16", "int32", "int64", "float16", "float32", "float64"]
+
+_SCHEMES = "oci|https?|configmap|pvc"
+_IDENTIFIER = "[A-Za-z_][A-Za-z0-9_]*"
+_DOTTED = rf"{_IDENTIFIER}(?:\.{_IDENTIFIER})*"
+_NAME = "[a-z0-9](?:[-a-z0-9.]*[a-z0-9])?"
+
+
+def _uri_rule(scheme: str, rest: str, message: str) -> Rule:
+    """A rule about the URIs of one scheme; the others obey it by not being meant."""
+    compiled = re.compile(f"{scheme}://{rest}")
+    return Rule(
+        f"!self.matches(r'^{scheme}://') || self.matches(r'^{scheme}://{rest}$')",
+        message,
+        lambda uri: re.match(f"{scheme}://", uri) is None or compiled.fullmatch(uri) is not None,
+    )
+
+
+Uri = Annotated[
+    str,
+    Field(min_length=1, max_length=2048),
+    Rule(
+        f"self.matches(r'^(?:{_SCHEMES})://')",
+        "the URI must start with oci://, https://, http://, configmap:// or pvc://; for example oci://registry:5000/models/digits:v1",
+        lambda uri: re.match(f"(?:{_SCHEMES})://", uri) is not None,
+    ),
+    Rule(r"!self.matches(r'\s')", "the URI must not contain spaces", lambda uri: re.search(r"\s", uri) is None),
+    Rule(
+        "!self.matches(r'^[a-z]+://[^/]*@')",
+        "the URI must not carry a user or a password; put them into a Secret and name it in credentialsSecretRef",
+        lambda uri: re.match("[a-z]+://[^/]*@", uri) is None,
+    ),
+    _uri_rule(
+        "oci",
+        r"[^/@]+/[a-z0-9][-a-z0-9._/]*(?::[A-Za-z0-9_][-A-Za-z0-9._]{0,127})?(?:@sha256:[0-9a-f]{64})?",
+        "an oci URI is oci://host[:port]/repository[:tag][@sha256:…], the repository in lower case; for example "
+        "oci://registry:5000/models/digits:v1",
+    ),
+    _uri_rule("https?", "[^/]+/.+", "an http URI names a host and a file; for example https://models.example.com/digits.tar.gz"),
+    _uri_rule(
+        "configmap",
+        _NAME,
+        "after configmap:// comes the name of a ConfigMap of this namespace and nothing else; for example configmap://digits",
+    ),
+    _uri_rule(
+        "pvc",
+        rf"{_NAME}(?:/[^/]+)*/?",
+        "after pvc:// come the name of a PersistentVolumeClaim of this namespace and a path in it; for example pvc://models/digits",
+    ),
+    Rule(
+        r"!self.matches(r'/\.\.(?:/|$)')",
+        "the URI must not contain /../; write the path without it",
+        lambda uri: re.search(r"/\.\.(?:/|$)", uri) is None,
+    ),
+]
+RelativePath = Annotated[
+    str,
+    Field(min_length=1, max_length=512),
+    Rule(
+        r"!self.startsWith('/') && !self.matches(r'(?:^|/)\.\.(?:/|$)')",
+        "this must be a path inside the model folder, without a leading / and without ..; for example weights.safetensors",
+        lambda path: not path.startswith("/") and ".." not in path.split("/"),
+    ),
+]
+Dimension = Annotated[
+    int | str,
+    WithJsonSchema({"x-kubernetes-int-or-string": True, "maxLength": 63}),
+    Rule(
+        f"type(self) == int ? self > 0 : self.matches(r'^{_IDENTIFIER}$')",
+        "a dimension is a positive integer or, when it varies, a name of letters, digits and _; for example 8 or batch",
+        lambda value: value > 0 if isinstance(value, int) else re.fullmatch(_IDENTIFIER, value) is not None,
+    ),
+]
+
+
+def _is_onnx(model: ModelSource) -> bool:
+    return model.format == "ONNX"
+
+
+def _has_one_digest(model: ModelSource) -> bool:
+    return model.digest is None or "@sha256:" not in model.uri or model.uri.endswith(model.digest)
+
+
+class ModelSource(ApiModel):
+    """Where the model comes from and how its module is built."""
+
+    rules = (
+        Rule(
+            "!(has(self.format) && self.format == 'ONNX' && (has(self.entrypoint) || has(self.arguments)))",
+            "entrypoint and arguments are for PyTorch models; remove them, or set format to PyTorch",
+            lambda model: not (_is_onnx(model) and (model.entrypoint is not None or model.arguments is not None)),
+        ),
+        Rule(
+            "!has(self.digest) || !self.uri.contains('@sha256:') || self.uri.endsWith(self.digest)",
+            "digest differs from the digest in the URI; remove one of them",
+            _has_one_digest,
+        ),
+        Rule(
+            "!has(self.credentialsSecretRef) || !(self.uri.startsWith('configmap://') || self.uri.startsWith('pvc://'))",
+            "a ConfigMap or a PersistentVolumeClaim is read without credentials; remove credentialsSecretRef",
+            lambda model: model.credentials_secret_ref is None or not model.uri.startswith(("configmap://", "pvc://")),
+        ),
+    )
+
+    uri: Uri = Field(
+        description="The model folder; it is read and never changed. oci://host[:port]/repository[:tag|@digest] (pushed with "
+        "`slipway push`), "
+        "https:// or http:// (a .tar, .tar.gz, .tgz or .zip of the folder, or one .onnx file), configmap://NAME (keys are file names) "
+        "or pvc://CLAIM/path. Example: oci://slipway-registry.slipway-system:5000/models/digits:v1."
+    )
+    digest: Digest | None = Field(
+        default=None,
+        description="Pins the source: anything else is refused with DigestMismatch. The manifest digest (oci), the sha256 of the "
+        "file (http), "
+        "or the sha256 over the files (configmap, pvc); the resolved digest is in the status of the ModelArtifact. Example: sha256:9f86…. "
+        "Default: whatever the URI names now.",
+    )
+    format: ModelFormat | None = Field(
+        default=None,
+        description="What the folder holds: PyTorch or ONNX. Default: format in model.yaml, else ONNX for a single .onnx file, else "
+        "PyTorch.",
+    )
+    entrypoint: (
+        Annotated[
+            str,
+            Field(max_length=256),
+            matches(
+                f"{_DOTTED}:{_DOTTED}",
+                "an entrypoint is module:callable, with the module in the model folder; for example model:build for build() in model.py",
+            ),
+        ]
+        | None
+    ) = Field(
+        default=None,
+        description="PyTorch only: module:callable, relative to the folder, that returns the torch.nn.Module. Example: model:build. "
+        "Default: entrypoint in model.yaml.",
+    )
+    arguments: dict[str, Any] | None = Field(
+        default=None,
+        description="PyTorch only: keyword arguments of the entrypoint, any JSON object. Example: {classes: 10}. Default: arguments "
+        "in model.yaml.",
+    )
+    weights: RelativePath | None = Field(
+        default=None,
+        description="File of the weights in the folder: .safetensors, or .pt read with weights_only=True; for ONNX the .onnx file. "
+        "Example: weights.safetensors. Default: weights in model.yaml.",
+    )
+    credentials_secret_ref: SecretReference | None = Field(
+        default=None,
+        description="A Secret with the credentials of the source: .dockerconfigjson for oci; username and password, or token, for http. "
+        "Only the container that downloads gets it. Default: none.",
+    )
+
+
+class TensorSpec(ApiModel):
+    """One input or output of the model."""
+
+    name: Annotated[
+        str,
+        Field(min_length=1, max_length=128),
+        matches(r"[A-Za-z_][A-Za-z0-9_./-]*", "a tensor's name starts with a letter or _ and has letters, digits, '_', '.', '/' and '-'"),
+    ] = Field(description="Name of the tensor, as in requests and answers; unique in the signature. Example: image.")
+    dtype: DType = Field(description="Type of the elements, as numpy and torch call it. Example: float32.")
+    shape: Annotated[tuple[Dimension, ...], Field(max_length=16, json_schema_extra=ATOMIC)] = Field(
+        description="Dimensions: integers, or names where the size varies; the first named one is the batch. "
+        "[] is a scalar. Example: [batch, 1, 8, 8]."
+    )
+
+
+Tensors = Annotated[tuple[TensorSpec, ...], Field(min_length=1, max_length=32, json_schema_extra=LIST_MAP_BY_NAME)]
+
+
+def _are_names_unique(signature: Signature) -> bool:
+    return max(Counter(tensor.name for tensor in signature.inputs + signature.outputs).values()) == 1
+
+
+class Signature(ApiModel):
+    """The inputs and outputs of the model."""
+
+    rules = (
+        Rule(
+            "self.inputs.all(i, !self.outputs.exists(o, o.name == i.name))",
+            "an input and an output have the same name; rename one of them",
+            _are_names_unique,
+        ),
+    )
+
+    inputs: Tensors = Field(
+        description="The inputs, in the order of the arguments of forward(). Example: [{name: image, dtype: float32, shape: [batch, "
+        "1, 8, 8]}]."
+    )
+    outputs: Tensors = Field(
+        description="The outputs, in the order that forward() returns them. Example: [{name: logits, dtype: float32, shape: [batch, 10]}]."
+    )
+
+
+class Candidate(ApiModel):
+    """One form that the model may be served in."""
+
+    target: Target = Field(
+        description="ONNX (onnxruntime), TorchScript, or None to serve the source as it is (ONNX, or PyTorch eager). An ONNX source "
+        "has only None."
+    )
+    precision: Precision = Field(
+        default="Float32", description="Precision of the weights and of the computation. Only Float32 for now. Default: Float32."
+    )
+
+
+Candidates = Annotated[
+    tuple[Candidate, ...],
+    Field(min_length=1, max_length=8, json_schema_extra=ATOMIC),
+    Rule(
+        "self.all(c, self.exists_one(d, d.target == c.target && has(d.precision) == has(c.precision) && (!has(c.precision) || "
+        "d.precision == c.precision)))",
+        "two candidates are the same; remove one of them",
+        lambda candidates: len(set(candidates)) == len(candidates),
+    ),
+]
+
+
+class ValidationData(ApiModel):
+    """Golden data of one's own."""
+
+    uri: Uri = Field(
+        description="An .npz file, or a folder with one, whose arrays are named like the inputs, and `labels` (int64 class per "
+        "sample) for the accuracy. "
+        "Schemes as in model.uri. Example: https://models.example.com/digits/golden.npz."
+    )
+
+
+class Validation(ApiModel):
+    """The parity gate: a candidate is served only if it answers like the source model in eager Float32."""
+
+    data: ValidationData | None = Field(
+        default=None,
+        description="Inputs, and labels, to compare on. Default: validation.data in model.yaml, else seeded random inputs made from "
+        "the signature.",
+    )
+    samples: int = Field(default=64, ge=1, le=10000, description="How many samples are compared. A count, for example 200. Default: 64.")
+    max_absolute_error: DecimalString = Field(
+        default="1e-3", description='The largest difference of any output value that passes, as a decimal string. Example: "1e-4". "
+            "Default: "1e-3".'
+    )
+    min_top1_agreement_percent: Percent = Field(
+        default=99,
+        description="In how many of 100 samples the largest output must be at the same place as the source's; classifiers only. "
+        "Example: 100. Default: 99.",
+    )
+    min_accuracy_percent: Percent | None = Field(
+        default=None,
+        description="In how many of 100 samples the candidate must be right; needs labels in the data. Example: 95. Default: not checked.",
+    )
+
+
+class Conversion(ApiModel):
+    """How the model is converted and what the result must satisfy."""
+
+    candidates: Candidates | None = Field(
+        default=None,
+        description="Forms to try, in order of preference: the first that passes validation is served. "
+        "Example: [{target: ONNX}, {target: TorchScript}]. Default: [{target: ONNX}] for PyTorch, [{target: None}] for ONNX.",
+    )
+    validation: Validation | None = Field(default=None, description="The parity gate. Default: 64 seeded random samples, "
+        "maxAbsoluteError 1e-3.")
+    timeout: Duration = Field(
+        default="10m",
+        description="Limit for the container convert, and again for validate. A duration from 1s to 24h. Example: 1h30m. Default: 10m.",
+    )
+    resources: ResourceRequirements | None = Field(
+        default=None, description="Resources of the containers convert and validate. Example: {limits: {memory: 4Gi}}. Default: none."
+    )
+
+
+def has_supported_targets(spec: Any) -> bool:
+    """Whether an ONNX source, if it is one, asks for nothing but to be served as it is."""
+    candidates = (spec.conversion and spec.conversion.candidates) or ()
+    return not _is_onnx(spec.model) or all(candidate.target == "None" for candidate in candidates)
+
+
+ONNX_TARGETS = Rule(
+    "!(has(self.model.format) && self.model.format == 'ONNX' && has(self.conversion) && has(self.conversion.candidates)) || "
+    "self.conversion.candidates.all(c, c.target == 'None')",
+    "an ONNX source is served as it is; write {target: None} in conversion.candidates, or leave them out",
+    has_supported_targets,
+)
