@@ -50,8 +50,9 @@ class CandidateStatus(StatusModel):
     top1_agreement_percent: str | None = Field(
         default=None, description='Samples whose largest output is at the same place, in percent. Example: "100".'
     )
-    accuracy_percent: str | None = Field(default=None, description='Samples that it got right, in percent; only with labels. "
-        "Example: "97.5".')
+    accuracy_percent: str | None = Field(
+        default=None, description='Samples that it got right, in percent; only with labels. Example: "97.5".'
+    )
     size_bytes: int | None = Field(default=None, json_schema_extra=INT64, description="Size of its files in bytes. Example: 148213.")
     seconds: str | None = Field(default=None, description='How long it took to build and check, in seconds. Example: "12.4".')
 
@@ -68,8 +69,9 @@ class ArtifactFailure(StatusModel):
 class ModelArtifactStatus(StatusModel):
     """What became of it. Written by the operator alone."""
 
-    observed_generation: int | None = Field(default=None, json_schema_extra=INT64, description="The metadata.generation that this "
-        "status is about.")
+    observed_generation: int | None = Field(
+        default=None, json_schema_extra=INT64, description="The metadata.generation that this status is about."
+    )
     conditions: Conditions = Field(default=(), description="Ready; while they hold Reconciling or Stalled.")
     source_digest: str | None = Field(default=None, description="Digest that the URI was resolved to. Example: sha256:9f86….")
     content_key: str | None = Field(
@@ -91,8 +93,9 @@ class ModelArtifactStatus(StatusModel):
     cache_hit: bool | None = Field(default=None, description="Whether it was in the registry already, so that nothing was converted.")
     attempts: int | None = Field(default=None, description="How many Jobs were started. A count.")
     retry_at: str | None = Field(
-        default=None, json_schema_extra={"format": "date-time"}, description="When the next attempt starts, UTC. Absent when none "
-            "is planned."
+        default=None,
+        json_schema_extra={"format": "date-time"},
+        description="When the next attempt starts, UTC. Absent when none is planned.",
     )
     last_failure: ArtifactFailure | None = Field(default=None, description="The failure of the last attempt that failed.")
 

@@ -17,8 +17,8 @@ class Serving(ApiModel):
     """How the converted model is served."""
 
     runtime: ObjectName | None = Field(
-        default=None, description="Name of the ServingRuntime. Example: slipway. Default: the first by name that claims the format "
-            "of the artifact."
+        default=None,
+        description="Name of the ServingRuntime. Example: slipway. Default: the first by name that claims the format of the artifact.",
     )
     replicas: int = Field(
         default=1, ge=0, le=1000, description="How many pods serve; also set by `kubectl scale`. 0 serves nothing. Example: 2. Default: 1."
@@ -34,23 +34,24 @@ class Serving(ApiModel):
         "Default: labels in model.yaml.",
     )
     env: Annotated[tuple[EnvVar, ...], Field(max_length=64, json_schema_extra=LIST_MAP_BY_NAME)] | None = Field(
-        default=None, description='Environment variables of the server container. Example: [{name: OMP_NUM_THREADS, value: "4"}]. "
-            "Default: none.'
+        default=None,
+        description='Environment variables of the server container. Example: [{name: OMP_NUM_THREADS, value: "4"}]. Default: none.',
     )
     node_selector: Annotated[dict[str, Annotated[str, Field(max_length=63)]], Field(max_length=32)] | None = Field(
         default=None, description="Labels that a node must have. Example: {kubernetes.io/arch: amd64}. Default: any node."
     )
     tolerations: Annotated[tuple[Toleration, ...], Field(max_length=32, json_schema_extra=ATOMIC)] | None = Field(
-        default=None, description="Taints that the pods tolerate. Example: [{key: dedicated, value: inference, effect: "
-            "NoSchedule}]. Default: none."
+        default=None,
+        description="Taints that the pods tolerate. Example: [{key: dedicated, value: inference, effect: NoSchedule}]. Default: none.",
     )
     affinity: dict[str, Any] | None = Field(
         default=None,
         description="Affinity of the pods, as in a Pod's spec.affinity; see `kubectl explain pod.spec.affinity`. Default: the pods "
         "of a revision are spread over nodes.",
     )
-    runtime_class_name: ObjectName | None = Field(default=None, description="RuntimeClass of the pods, for example gvisor. Default: "
-        "the cluster's.")
+    runtime_class_name: ObjectName | None = Field(
+        default=None, description="RuntimeClass of the pods, for example gvisor. Default: the cluster's."
+    )
     service_account_name: ObjectName | None = Field(
         default=None, description="ServiceAccount of the pods; its token is not mounted. Example: digits. Default: the namespace's default."
     )
@@ -71,8 +72,9 @@ class ModelDeploymentSpec(ApiModel):
     conversion: Conversion | None = Field(
         default=None, description="What the model is converted to and how it is checked. Default: ONNX Float32, checked on 64 samples."
     )
-    serving: Serving = Field(default=Serving(), description="How the model is served. Default: one replica of the runtime that "
-        "claims the format.")
+    serving: Serving = Field(
+        default=Serving(), description="How the model is served. Default: one replica of the runtime that claims the format."
+    )
     revision_history_limit: int = Field(
         default=5,
         ge=0,
@@ -114,8 +116,9 @@ class DeploymentFailure(StatusModel):
 
     reason: str = Field(description="Why, out of the closed list in docs/reference/reasons.md. Example: ParityFailed.")
     message: str = Field(default="", description="Why, as a sentence, and what to do next.")
-    exit_code: int | None = Field(default=None, description="Exit code of the container that failed. Example: 40. Absent when no "
-        "container failed.")
+    exit_code: int | None = Field(
+        default=None, description="Exit code of the container that failed. Example: 40. Absent when no container failed."
+    )
     revision: str | None = Field(default=None, description="The revision that failed. Example: digits-5d41402a.")
 
 
@@ -132,8 +135,9 @@ class ObservedModel(StatusModel):
 class ModelDeploymentStatus(StatusModel):
     """What is. Written by the operator alone."""
 
-    observed_generation: int | None = Field(default=None, json_schema_extra=INT64, description="The metadata.generation that this "
-        "status is about.")
+    observed_generation: int | None = Field(
+        default=None, json_schema_extra=INT64, description="The metadata.generation that this status is about."
+    )
     conditions: Conditions = Field(
         default=(), description="Ready, ArtifactReady, Available, Progressing, Degraded; while they hold Reconciling or Stalled."
     )
@@ -141,16 +145,18 @@ class ModelDeploymentStatus(StatusModel):
     replicas: int | None = Field(
         default=None, description="Pods of the stable revision, ready or not; for `kubectl scale` and autoscalers. A count."
     )
-    selector: str | None = Field(default=None, description="Label selector of the pods, for autoscalers. Example: "
-        "slipway.dev/deployment=digits.")
+    selector: str | None = Field(
+        default=None, description="Label selector of the pods, for autoscalers. Example: slipway.dev/deployment=digits."
+    )
     stable: RevisionStatus | None = Field(default=None, description="The revision that serves.")
     canary: RevisionStatus | None = Field(default=None, description="The revision that is coming up. Absent when none is.")
     history: Annotated[tuple[HistoryEntry, ...], Field(json_schema_extra=ATOMIC)] = Field(
         default=(), description="Earlier revisions, the newest first; at most spec.revisionHistoryLimit."
     )
     last_failure: DeploymentFailure | None = Field(default=None, description="The last failure, kept after it is over.")
-    model: ObservedModel | None = Field(default=None, description="What was read from the model folder and is used where the spec "
-        "says nothing.")
+    model: ObservedModel | None = Field(
+        default=None, description="What was read from the model folder and is used where the spec says nothing."
+    )
 
 
 class ModelDeployment(ApiModel):

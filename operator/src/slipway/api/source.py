@@ -263,8 +263,8 @@ class Validation(ApiModel):
     )
     samples: int = Field(default=64, ge=1, le=10000, description="How many samples are compared. A count, for example 200. Default: 64.")
     max_absolute_error: DecimalString = Field(
-        default="1e-3", description='The largest difference of any output value that passes, as a decimal string. Example: "1e-4". "
-            "Default: "1e-3".'
+        default="1e-3",
+        description='The largest difference of any output value that passes, as a decimal string. Example: "1e-4". Default: "1e-3".',
     )
     min_top1_agreement_percent: Percent = Field(
         default=99,
@@ -285,8 +285,9 @@ class Conversion(ApiModel):
         description="Forms to try, in order of preference: the first that passes validation is served. "
         "Example: [{target: ONNX}, {target: TorchScript}]. Default: [{target: ONNX}] for PyTorch, [{target: None}] for ONNX.",
     )
-    validation: Validation | None = Field(default=None, description="The parity gate. Default: 64 seeded random samples, "
-        "maxAbsoluteError 1e-3.")
+    validation: Validation | None = Field(
+        default=None, description="The parity gate. Default: 64 seeded random samples, maxAbsoluteError 1e-3."
+    )
     timeout: Duration = Field(
         default="10m",
         description="Limit for the container convert, and again for validate. A duration from 1s to 24h. Example: 1h30m. Default: 10m.",
