@@ -80,7 +80,11 @@ def _decide_deployment(snapshot: DeploymentSnapshot, now: datetime, config: Conf
     status = deployment_status(resource, facts, now)
     doomed = takeover.surplus(found, status.get("history", ()), limit)
     released, dropped = _release_artifacts(snapshot, target, found, doomed)
-    desired = () if _conflict(snapshot, target) else _desired(snapshot, target, found, runtime, now, config)
+    fresh = (
+        None if runtime is None or artifact is None else workload.revision_deployment(resource, target.revision, artifact, runtime, config)
+    )
+    sizes = takeover.sizes(found, target.replicas, now, config)
+    desired = () if _conflict(snapshot, target) else _desired(resource, target, found, fresh, sizes)
     return Decision(
         apply=(*_claim_artifact(snapshot, target), *changed(desired, (*snapshot.deployments, *snapshot.services)), *released),
         delete=(*_delete_revisions(snapshot, doomed), *dropped),
@@ -117,28 +121,29 @@ def _problem(snapshot: DeploymentSnapshot, found: takeover.Revisions, revision: 
 
 
 def _desired(
-    snapshot: DeploymentSnapshot,
-    target: _Target,
-    found: takeover.Revisions,
-    runtime: Manifest | None,
-    now: datetime,
-    config: Config,
+    resource: Manifest, target: _Target, found: takeover.Revisions, fresh: Manifest | None, sizes: Mapping[str, int]
 ) -> tuple[Manifest, ...]:
-    resource, wanted = snapshot.resource, takeover.sizes(found, target.replicas, now, config)
-    stable = found.stable
+    """Return every object that should exist; `fresh` is the target's Deployment when it has none yet."""
+    stable = found.stable or (target.revision if fresh is not None else None)
+    deployments = [workload.existing_deployment(resource, observed) for observed in found.by_name.values()]
+    wanted = dict(sizes)
+    if fresh is not None:
+        deployments.insert(0, dict(fresh))
+        wanted[target.revision] = target.replicas
     objects: list[Manifest] = []
-    if runtime is not None:
-        deployment = workload.revision_deployment(resource, target.revision, snapshot.artifacts[target.artifact], runtime, config)
-        stable = stable or target.revision
-        role = "stable" if stable == target.revision else "canary"
-        objects += [workload.with_scale(deployment, target.replicas, role), workload.revision_service(resource, target.revision)]
-    for name, observed in found.by_name.items():
-        role = "canary" if name == target.revision and name != stable else "stable"
-        deployment = workload.existing_deployment(resource, observed)
-        objects += [workload.with_scale(deployment, wanted[name], role), workload.revision_service(resource, name)]
+    for deployment in deployments:
+        name = name_of(deployment)
+        objects.append(workload.with_scale(deployment, wanted[name], _role(name, stable, target.revision)))
+        objects.append(workload.revision_service(resource, name))
     if stable is not None:
         objects.append(workload.stable_service(resource, stable))
     return tuple(objects)
+
+
+def _role(revision: str, stable: str | None, target: str) -> str:
+    if revision == stable:
+        return "stable"
+    return "canary" if revision == target else "retired"
 
 
 def _claim_artifact(snapshot: DeploymentSnapshot, target: _Target) -> tuple[Manifest, ...]:

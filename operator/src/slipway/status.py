@@ -1,6 +1,6 @@
-"""The status of a ModelDeployment: conditions, the stable and the coming revision, history. Each condition is computed in one place here.
+"""The status of a ModelDeployment: conditions, the stable and the coming revision, history; one place per condition.
 
-Pure. What a user reads first is `Ready`: True when the spec is served in full; otherwise its reason is THE one thing that stands in the way.
+Pure. What a user reads first is `Ready`: True when the spec is served in full, else its reason is THE one thing in the way.
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ def is_complete(deployment: Manifest | None, replicas: int) -> bool:
     status = status_of(deployment)
     is_seen = status.get("observedGeneration", 0) >= deployment["metadata"].get("generation", 1)
     is_sized = deployment["spec"].get("replicas", 1) == replicas and status.get("replicas", 0) == replicas
-    return is_seen and is_sized and status.get("availableReplicas", 0) >= replicas
+    return bool(is_seen and is_sized and status.get("availableReplicas", 0) >= replicas)
 
 
 def revisions(snapshot: DeploymentSnapshot, target: str, replicas: int, now: datetime) -> Revisions:
