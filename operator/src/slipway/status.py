@@ -80,6 +80,7 @@ def deployment_status(resource: Manifest, facts: Facts, now: datetime) -> Status
         "canary": _coming(facts),
         "history": _history(before, facts, now),
         "lastFailure": _last_failure(before, facts),
+        "model": _observed_model(facts.artifact) or before.get("model"),
     }
     return {key: value for key, value in values.items() if value is not None and value != []}
 
@@ -173,19 +174,27 @@ def _revision(deployment: Manifest | None, revision: str, *, weight: int) -> Sta
 
 
 def _history(before: Mapping[str, Any], facts: Facts, now: datetime) -> list[Status]:
-    """Put what ended in this pass in front: a revision that took over, or one that was given up before it did."""
+    """Put what ended in this pass in front: a revision that was replaced, or one that was given up before it served."""
     entries, found = list(before.get("history") or ()), facts.found
-    coming = (before.get("canary") or {}).get("revision")
-    if coming is not None and coming not in (found.target, found.stable):
+    coming, served = before.get("canary") or {}, before.get("stable") or {}
+    if coming.get("revision") not in (None, found.target, found.stable):
         failure = before.get("lastFailure") or {}
-        reason = failure.get("reason") if failure.get("revision") == coming else str(Reason.REVISION_SUPERSEDED)
-        entries.insert(0, {"revision": coming, "outcome": "Abandoned", "reason": reason, "finishedAt": format_time(now)})
-    was_stable = (before.get("stable") or {}).get("since") is not None and (before.get("stable") or {}).get("revision")
-    if found.stable is not None and found.since is not None and was_stable != found.stable:
-        digest = annotation(found.by_name[found.stable], names.DIGEST) if found.stable in found.by_name else None
-        entry = {"revision": found.stable, "digest": digest, "outcome": "Promoted", "reason": str(Reason.AVAILABLE)}
-        entries.insert(0, {key: value for key, value in entry.items() if value} | {"finishedAt": format_time(now)})
+        has_failed = failure.get("revision") == coming["revision"]
+        outcome, reason = ("Failed", failure.get("reason")) if has_failed else ("Superseded", str(Reason.REVISION_SUPERSEDED))
+        entries.insert(0, _ended(coming, outcome, str(reason), now))
+    if served.get("since") is not None and served["revision"] != found.stable:
+        entries.insert(0, _ended(served, "Served", str(Reason.REVISION_SUPERSEDED), now))
     return entries[: max(facts.history_limit, 1)]
+
+
+def _ended(revision: Mapping[str, Any], outcome: str, reason: str, now: datetime) -> Status:
+    entry = {"revision": revision["revision"], "digest": revision.get("digest"), "outcome": outcome, "reason": reason}
+    return {key: value for key, value in entry.items() if value} | {"finishedAt": format_time(now)}
+
+
+def _observed_model(artifact: Manifest | None) -> Status | None:
+    status = status_of(artifact) if artifact is not None else {}
+    return {key: status[key] for key in ("sourceDigest", "signature") if key in status} or None
 
 
 def _last_failure(before: Mapping[str, Any], facts: Facts) -> Status | None:

@@ -8,11 +8,14 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from slipway import names
+from slipway.api.modelartifact import ModelArtifactStatus
+from slipway.api.modeldeployment import ModelDeploymentStatus
 from slipway.decide import decide
 from slipway.snapshot import ArtifactSnapshot, Config, Decision, DeploymentSnapshot
 
 CONFIG = Config()
 DIGEST = "sha256:" + "a" * 64
+STATUS: dict[str, Any] = {"ModelArtifact": ModelArtifactStatus, "ModelDeployment": ModelDeploymentStatus}
 T0 = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
 
 
@@ -86,6 +89,7 @@ class World:
             self.writes += 1
             self.objects.pop((address.kind, address.name), None)
         if decision.status is not None:
+            STATUS[kind].model_validate(decision.status)  # what the CRD does not know would be lost
             self.writes += 1
             self.objects[(kind, name)]["status"] = copy.deepcopy(dict(decision.status))
         self.events += decision.events
