@@ -1,0 +1,139 @@
+"""How a container of the pipeline or the server tells the operator what happened: a reason, an exit code, a termination message.
+
+The list is the part of `slipway.api.reasons.Reason` that these containers raise; a test keeps the two equal. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+log = logging.getLogger("slipway")
+
+EXIT_CODES: dict[str, int] = {
+    "SourceNotFound": 10,
+    "SourceUnreachable": 11,
+    "CredentialsRejected": 12,
+    "DigestMismatch": 13,
+    "SourceTooLarge": 14,
+    "ModelFolderInvalid": 15,
+    "CredentialsMissing": 16,
+    "EntrypointNotFound": 20,
+    "EntrypointFailed": 21,
+    "EntrypointInvalid": 22,
+    "WeightsMismatch": 23,
+    "UnsafePickle": 24,
+    "SignatureMismatch": 25,
+    "UnsupportedOperator": 26,
+    "ConversionTimeout": 27,
+    "ConversionOutOfMemory": 28,
+    "ConversionFailed": 29,
+    "UnsupportedConversion": 30,
+    "SignatureMissing": 31,
+    "ParityFailed": 40,
+    "NonFiniteOutputs": 41,
+    "ValidationFailed": 42,
+    "RegistryUnavailable": 50,
+    "RegistryRejected": 51,
+    "ArtifactCorrupt": 60,
+    "ArtifactNotFound": 61,
+    "ModelLoadFailed": 62,
+    "GoldenMismatch": 63,
+    "InvalidArguments": 64,
+    "InternalError": 1,
+    "Fetched": 0,
+    "Converted": 0,
+    "Validated": 0,
+    "Published": 0,
+    "CacheHit": 0,
+}
+
+MAX_TERMINATION_BYTES = 4096  # the kubelet cuts longer messages, which would leave broken JSON
+_SHORTEST_MESSAGE = 200
+
+
+class Failure(Exception):
+    """A finding that ends this container or fails this candidate.
+
+    Attributes:
+        reason: a key of EXIT_CODES.
+        message: what was found, why, and where; for the user.
+    """
+
+    def __init__(self, reason: str, message: str) -> None:
+        if reason not in EXIT_CODES:
+            raise ValueError(f"unknown reason {reason!r}")
+        super().__init__(reason, message)
+        self.reason = reason
+        self.message = message
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.message}"
+
+    @property
+    def exit_code(self) -> int:
+        """The exit code of a container that ends with this reason."""
+        return EXIT_CODES[self.reason]
+
+
+def write_termination(reason: str, message: str, **data: Any) -> None:
+    """Write the container's termination message, one JSON object of at most 4,096 bytes.
+
+    Args:
+        reason: a key of EXIT_CODES.
+        message: for the user; cut first when the whole is too long.
+        data: further fields; then the rows' messages are cut, then the longest field left (tools, signature, candidates) is dropped.
+    """
+    path = Path(os.environ.get("SLIPWAY_TERMINATION_LOG", "/dev/termination-log"))
+    text = _shrunk({"reason": reason, "message": message, **data})
+    try:
+        path.write_bytes(text)
+    except OSError as error:  # outside a pod there is no such file; the result is in the log and the exit code as well
+        log.warning("cannot write the termination message to %s: %s", path, error)
+
+
+def _encoded(value: dict[str, Any]) -> bytes:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
+
+
+def _fits(value: dict[str, Any]) -> bool:
+    return len(_encoded(value)) <= MAX_TERMINATION_BYTES
+
+
+def _shrunk(value: dict[str, Any]) -> bytes:
+    steps: list[Callable[[dict[str, Any]], dict[str, Any]]] = [_short_message(2000), _short_message(600), _short_rows(200), _short_rows(60)]
+    for step in steps:
+        if _fits(value):
+            break
+        value = step(value)
+    while not _fits(value):
+        droppable = [key for key in ("tools", "signature", "candidates") if key in value]
+        if not droppable:
+            value = _short_message(_SHORTEST_MESSAGE)({key: value[key] for key in ("reason", "message")})
+            break
+        value = {key: item for key, item in value.items() if key != droppable[0]}
+    return _encoded(value)
+
+
+def shortened(text: str, limit: int) -> str:
+    """Return `text` with its middle cut out when it is longer than `limit` characters: causes stand at both ends."""
+    if len(text) <= limit:
+        return text
+    head = limit * 2 // 3
+    return f"{text[:head]} … {text[-(limit - head - 3) :]}"
+
+
+def _short_message(limit: int) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    return lambda value: value | {"message": shortened(str(value["message"]), limit)}
+
+
+def _short_rows(limit: int) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    def shorten(value: dict[str, Any]) -> dict[str, Any]:
+        rows = [row | {"message": shortened(str(row.get("message", "")), limit)} for row in value.get("candidates", [])]
+        return value | ({"candidates": rows} if rows else {})
+
+    return shorten
