@@ -211,6 +211,14 @@ class _Dumper(yaml.SafeDumper):
         return True
 
 
+def _text(dumper: yaml.SafeDumper, value: str) -> yaml.Node:
+    """PyYAML would leave `1e-3` bare, which YAML 1.2, and so kubectl, reads as a number."""
+    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style="'" if value[:1].isdigit() else None)
+
+
+_Dumper.add_representer(str, _text)
+
+
 def dump(document: Schema) -> str:
     """The document as YAML, in its own order."""
     text: str = yaml.dump(document, Dumper=_Dumper, sort_keys=False, width=160, allow_unicode=True)

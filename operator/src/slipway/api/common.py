@@ -92,7 +92,7 @@ Quantity = Annotated[
     int | str,
     WithJsonSchema({"x-kubernetes-int-or-string": True, "maxLength": 32}),
     Rule(
-        "type(self) == int ? self >= 0 : isQuantity(self) && quantity(self).sign() >= 0",
+        "type(self) == int ? self >= 0 : isQuantity(self) && quantity(self).compareTo(quantity('0')) >= 0",
         "this must be a quantity, not negative; for example 500m, 2 or 4Gi",
         _is_quantity,
     ),
