@@ -56,7 +56,8 @@ def revisions(snapshot: DeploymentSnapshot, target: str, replicas: int, now: dat
     has_served = recorded.get("revision") == current and recorded.get("since") is not None
     is_serving = ready_replicas(by_name.get(current or "")) > 0
     moves = current is not None and current != target and (is_complete(by_name.get(target), replicas) or not (has_served or is_serving))
-    stable = target if moves and target in by_name else current
+    # no Service yet although there is a Deployment: the operator died between the two
+    stable = target if (moves or current is None) and target in by_name else current
     return Revisions(
         target=target,
         stable=stable,

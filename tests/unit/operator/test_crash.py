@@ -1,0 +1,85 @@
+"""The operator dies after any single write of a create and an update, and the next pass ends in the same state (promises P3 and P4)."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+
+from slipway.decide import decide
+from unit.operator.world import CONFIG, World, model_deployment
+
+WRITES = 40  # more than the story below takes; the test says so if it is not
+
+
+class Crash(Exception):
+    """The process is gone."""
+
+
+class CrashingWorld(World):
+    """Dies after its n-th write, once; what was written stays."""
+
+    def __init__(self, *resources: dict[str, Any], dies_after: int | None) -> None:
+        super().__init__(*resources)
+        self.dies_after = dies_after
+
+    def step(self, kind: str, name: str) -> Any:
+        decision = decide(self.snapshot(kind, name), self.now, CONFIG)
+        for manifest in decision.apply:
+            self.put(dict(manifest))
+            self._count()
+        for address in decision.delete:
+            self.objects.pop((address.kind, address.name), None)
+            self._count()
+        if decision.status is not None:
+            self.objects[(kind, name)]["status"] = copy.deepcopy(dict(decision.status))
+            self._count()
+        return decision
+
+    def _count(self) -> None:
+        self.writes += 1
+        if self.writes == self.dies_after:
+            raise Crash
+
+    def settle(self, rounds: int = 10) -> None:
+        try:
+            super().settle(rounds)
+        except Crash:
+            super().settle(rounds)
+
+
+def story(dies_after: int | None) -> CrashingWorld:
+    """Create, take over by a second version, go back to the first."""
+    world = CrashingWorld(model_deployment(serving={"replicas": 2}), dies_after=dies_after)
+    for uri in (None, "oci://reg:5000/digits:v2", "oci://reg:5000/digits:v1"):
+        if uri is not None:
+            resource = world.objects[("ModelDeployment", "digits")]
+            world.put({**resource, "spec": {**resource["spec"], "model": {"uri": uri}}})
+        for happens in (world.finish_jobs, world.run_pods, lambda: world.advance(CONFIG.drain_seconds)):
+            world.settle()
+            happens()
+        world.settle()
+        world.run_pods()
+        world.settle()
+    return world
+
+
+def end_state(world: World) -> dict[Any, Any]:
+    """What exists, without times, versions and the pods that the tests made."""
+    state = {}
+    for key, value in world.objects.items():
+        kept = {k: v for k, v in value.items() if k != "metadata"}
+        kept["labels"] = value["metadata"].get("labels")
+        kept["owners"] = value["metadata"].get("ownerReferences")
+        state[key] = kept
+    return state
+
+
+def test_the_story_has_fewer_writes_than_the_test_tries() -> None:
+    assert 20 < story(None).writes < WRITES
+
+
+@pytest.mark.parametrize("write", range(1, WRITES))
+def test_killed_after_write(write: int) -> None:
+    assert end_state(story(write)) == end_state(story(None))
