@@ -1,0 +1,318 @@
+"""One HTTP/1.1 connection: bytes to requests and answers to bytes, in order. Knows nothing of models.
+
+The parser is httptools (llhttp). What it does not do is done here: limits, pipelining order, 100-continue, refusals
+that the client can still read, timeouts (by `check`, called every second) and closing without a reset.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from email.utils import formatdate
+
+import httptools
+
+from slipway_runtime.serve.messages import HttpError, Reply, Request, Response
+
+MAX_PIPELINED = 32
+MAX_HEADER_BYTES = 64 * 1024
+LINGER_SECONDS = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one client may take; seconds and bytes."""
+
+    max_body_bytes: int = 32 * 1024 * 1024
+    header_seconds: float = 10.0
+    body_seconds: float = 30.0
+    message_seconds: float = 300.0
+    idle_seconds: float = 75.0
+    max_connections: int = 4096
+
+
+class Hub:
+    """What all connections share: the handler, the limits, the set of connections, and whether the server drains."""
+
+    def __init__(self, handle: Callable[[Request, Reply, Callable[[], bool]], None], limits: Limits, headers: dict[str, str]) -> None:
+        """Make the hub.
+
+        Args:
+            handle: gets a request, a callback for its answer, and a function that says whether the client is still there.
+            limits: what one client may take.
+            headers: header lines of every answer.
+        """
+        self.handle = handle
+        self.limits = limits
+        self.connections: set[Connection] = set()
+        self.draining = False
+        self._fixed = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+        self.common = b""
+        self.tick()
+
+    def tick(self) -> None:
+        """Renew the Date header; called every second."""
+        self.common = f"{self._fixed}date: {formatdate(usegmt=True)}\r\n".encode("latin-1")
+
+    def check(self, now: float) -> None:
+        """Enforce the timeouts of all connections; `now` is the loop's time."""
+        for connection in list(self.connections):
+            connection.check(now)
+
+
+class Exchange:
+    """A request and its place in the order of answers."""
+
+    __slots__ = ("connection", "head_only", "keep_alive", "linger", "payload", "request")
+
+    def __init__(self, connection: Connection, request: Request) -> None:
+        self.connection = connection
+        self.request = request
+        self.head_only = False
+        self.keep_alive = True
+        self.linger = False
+        self.payload: Response | None = None
+
+    def reply(self, response: Response) -> None:
+        """Answer; only the first answer counts."""
+        if self.payload is None:
+            self.payload = response
+            self.connection.flush()
+
+    def is_wanted(self) -> bool:
+        """Whether the client is still connected."""
+        return not self.connection.lost
+
+
+class Connection(asyncio.Protocol):
+    """The protocol object of one client."""
+
+    def __init__(self, hub: Hub, loop: asyncio.AbstractEventLoop) -> None:
+        self._hub = hub
+        self._loop = loop
+        self._pending: deque[Exchange] = deque()
+        self._discarding = False
+        self._reading_paused = False
+        self._write_paused_at = 0.0
+        self._linger_until = 0.0
+        self._body: list[bytes] = []
+        self._body_bytes = 0
+        self._in_message = False
+        self._in_headers = False
+        self._header_bytes = 0
+        self._message_at = self._data_at = loop.time()
+        self.served = 0
+        self.lost = False
+
+    # --- asyncio.Protocol -----------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Register; refuse one client too many."""
+        self._transport: asyncio.Transport = transport  # type: ignore[assignment]
+        self._parser = httptools.HttpRequestParser(self)
+        self._hub.connections.add(self)
+        if len(self._hub.connections) > self._hub.limits.max_connections:
+            self._refuse(HttpError(503, "too many connections", retry_after="1"))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget everything; queued jobs of this client are skipped."""
+        self.lost = True
+        self._pending.clear()
+        self._hub.connections.discard(self)
+
+    def data_received(self, data: bytes) -> None:
+        """Feed the parser."""
+        self._data_at = self._loop.time()
+        if self._discarding:
+            return
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            # An offer to change protocols (Java's client, curl --http2) that we decline by just answering.
+            self._parser = httptools.HttpRequestParser(self)
+            if rest := data[upgrade.args[0] :]:
+                self.data_received(rest)
+            return
+        except httptools.HttpParserError as error:
+            self._refuse(HttpError(400, f"malformed HTTP: {error}"))
+            return
+        if self._in_headers:
+            self._count_header_bytes(len(data))
+
+    def eof_received(self) -> bool:
+        """The client has sent all; keep our half open until it has its answers."""
+        if not self._pending:
+            return False
+        self._discarding = True
+        self._pending[-1].keep_alive = False
+        return True
+
+    def pause_writing(self) -> None:
+        """The client does not read its answers: stop reading its requests."""
+        self._write_paused_at = self._loop.time()
+        self._transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        """The client reads again."""
+        self._write_paused_at = 0.0
+        if not self._reading_paused:
+            self._transport.resume_reading()
+
+    # --- httptools callbacks --------------------------------------------------------------------------------------
+
+    def on_message_begin(self) -> None:
+        """Reset the per-message state."""
+        self._in_message = self._in_headers = True
+        self._header_bytes = self._body_bytes = 0
+        self._message_at = self._data_at
+        self._body = []
+        self._request = Request("", "")
+        self._target = b""
+        self._expects_continue = False
+
+    def on_url(self, url: bytes) -> None:
+        """The target may come in pieces."""
+        self._target += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Keep the three headers that matter; the length is compared first because it is cheap."""
+        length = len(name)
+        if length == 12 and name.lower() == b"content-type":
+            self._request.content_type = value.decode("latin-1")
+        elif length == 6 and name.lower() == b"expect":
+            self._expects_continue = value.lower() == b"100-continue"
+        elif length == 14 and name.lower() == b"content-length":
+            self._body_bytes = int(value) if value.isdigit() else 0
+        elif length == 31 and name.lower() == b"inference-header-content-length":
+            self._request.binary_header = True
+
+    def on_headers_complete(self) -> None:
+        """Refuse a body that is declared too large before it is sent; invite it otherwise."""
+        self._in_headers = False
+        if self._discarding:
+            return
+        if self._body_bytes > self._hub.limits.max_body_bytes:
+            self._refuse_body()
+        elif self._expects_continue and not self._pending:
+            self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        self._body_bytes = 0
+
+    def on_body(self, body: bytes) -> None:
+        """Collect the body, chunked or not, within the limit."""
+        if self._discarding:
+            return
+        self._body_bytes += len(body)
+        if self._body_bytes > self._hub.limits.max_body_bytes:
+            self._refuse_body()
+        else:
+            self._body.append(body)
+
+    def on_message_complete(self) -> None:
+        """Hand the request over."""
+        self._in_message = False
+        if self._discarding:
+            return
+        request = self._request
+        request.method = self._parser.get_method().decode("latin-1")
+        request.path = self._target.split(b"?", 1)[0].decode("latin-1")
+        request.body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
+        self._body = []
+        exchange = self._enqueue(request)
+        exchange.keep_alive = self._parser.should_keep_alive()
+        if not exchange.keep_alive:
+            self._discarding = True
+        self._hub.handle(request, exchange.reply, exchange.is_wanted)
+
+    # --- answers --------------------------------------------------------------------------------------------------
+
+    def _enqueue(self, request: Request) -> Exchange:
+        exchange = Exchange(self, request)
+        exchange.head_only = request.method == "HEAD"
+        self._pending.append(exchange)
+        if len(self._pending) >= MAX_PIPELINED and not self._reading_paused:
+            self._reading_paused = True
+            self._transport.pause_reading()
+        return exchange
+
+    def flush(self) -> None:
+        """Write the answers that are due, in the order of the requests."""
+        while self._pending and not self.lost:
+            exchange = self._pending[0]
+            if exchange.payload is None:
+                break
+            self._pending.popleft()
+            self._write(exchange, exchange.payload)
+        if self._reading_paused and len(self._pending) < MAX_PIPELINED:
+            self._reading_paused = False
+            if not self._write_paused_at and not self._transport.is_closing():
+                self._transport.resume_reading()
+
+    def _write(self, exchange: Exchange, response: Response) -> None:
+        # While draining the last answer that is due says close; those before it would cut off requests already here.
+        keep_alive = exchange.keep_alive and not (self._hub.draining and not self._pending and not self._in_message)
+        common = self._hub.common if keep_alive else self._hub.common + b"connection: close\r\n"
+        head = response.head(common)
+        self._transport.write(head if exchange.head_only else head + response.body)
+        self.served += 1
+        if not keep_alive:
+            self._finish(linger=exchange.linger)
+
+    def _finish(self, *, linger: bool) -> None:
+        self._discarding = True
+        self._pending.clear()
+        if linger and self._transport.can_write_eof():
+            # Closing with unread bytes sends a reset, and the client would lose the answer that says why.
+            self._transport.write_eof()
+            self._linger_until = self._loop.time() + LINGER_SECONDS
+        else:
+            self._transport.close()
+
+    def _refuse_body(self) -> None:
+        self._refuse(HttpError(413, f"the body is larger than {self._hub.limits.max_body_bytes} bytes"))
+
+    def _refuse(self, error: HttpError) -> None:
+        if self._discarding:
+            return
+        self._discarding = True
+        self._in_message = False
+        exchange = self._enqueue(Request("", ""))
+        exchange.keep_alive, exchange.linger = False, True
+        exchange.reply(error.response())
+
+    def _count_header_bytes(self, count: int) -> None:
+        self._header_bytes += count
+        if self._header_bytes > MAX_HEADER_BYTES:
+            self._refuse(HttpError(431, f"the headers are larger than {MAX_HEADER_BYTES} bytes"))
+
+    # --- time -----------------------------------------------------------------------------------------------------
+
+    def is_busy(self) -> bool:
+        """Whether a request is being received or answered."""
+        return bool(self._pending) or self._in_message or bool(self._transport.get_write_buffer_size())
+
+    def close_when_idle(self) -> None:
+        """Close unless busy; a busy one closes with its answer, because the server drains."""
+        if not self.is_busy():
+            self._transport.close()
+
+    def check(self, now: float) -> None:
+        """Close or refuse when the client is too slow; `now` is the loop's time."""
+        limits = self._hub.limits
+        if self._linger_until:
+            if now > self._linger_until:
+                self._transport.close()
+        elif self._write_paused_at:
+            if now - self._write_paused_at > limits.body_seconds:
+                self._transport.abort()
+        elif self._in_message:
+            self._check_message(now, limits)
+        elif not self._pending and now - self._data_at > (limits.idle_seconds if self.served else limits.header_seconds):
+            self._transport.close()
+
+    def _check_message(self, now: float, limits: Limits) -> None:
+        age = now - self._message_at
+        headers_late = self._in_headers and age > limits.header_seconds
+        if headers_late or age > limits.message_seconds or now - self._data_at > limits.body_seconds:
+            self._refuse(HttpError(408, "the request took too long to arrive"))

@@ -1,0 +1,94 @@
+"""The files of an upload: multipart/form-data field `image`, or the raw image as the body. No model, no Pillow."""
+
+from __future__ import annotations
+
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
+
+from slipway_runtime.serve.messages import BadRequest, HttpError, Request
+
+FIELD = "image"
+MAX_FILES = 256
+
+
+def is_upload(content_type: str) -> bool:
+    """Whether the body is an image or a form with images, rather than JSON."""
+    return content_type.lower().startswith(("multipart/form-data", "image/"))
+
+
+def uploaded_images(request: Request) -> list[bytes]:
+    """The image files of a request, in order; several parts named `image` make a batch.
+
+    Raises:
+        HttpError: 400 for a malformed form, no field `image`, or too many; 415 for what is no upload.
+    """
+    kind, options = parse_options_header(request.content_type)
+    if kind.startswith(b"image/"):
+        return _not_empty([request.body])
+    boundary = options.get(b"boundary")
+    if kind != b"multipart/form-data":
+        raise HttpError(415, f"expected an image or multipart/form-data, got {request.content_type!r}")
+    if not boundary:
+        raise BadRequest("multipart/form-data without a boundary")
+    return _not_empty(_Parts(boundary).images(request.body))
+
+
+def _not_empty(files: list[bytes]) -> list[bytes]:
+    if not files or not all(files):
+        raise BadRequest(f"no image: send a form field '{FIELD}' with a file, or an image as the body")
+    if len(files) > MAX_FILES:
+        raise BadRequest(f"at most {MAX_FILES} images in a request, got {len(files)}")
+    return files
+
+
+class _Parts:
+    """Callbacks of the multipart parser; keeps the parts named `image` in memory (the body already is)."""
+
+    def __init__(self, boundary: bytes) -> None:
+        self._boundary = boundary
+        self._field = self._value = b""
+        self._name: bytes | None = None
+        self._chunks: list[bytes] = []
+        self._found: list[bytes] = []
+
+    def images(self, body: bytes) -> list[bytes]:
+        parser = MultipartParser(
+            self._boundary,
+            {
+                "on_part_begin": self._begin,
+                "on_header_field": self._header_field,
+                "on_header_value": self._header_value,
+                "on_header_end": self._header_end,
+                "on_part_data": self._data,
+                "on_part_end": self._end,
+            },
+        )
+        try:
+            parser.write(body)
+            parser.finalize()
+        except FormParserError as error:
+            raise BadRequest(f"malformed multipart/form-data: {error}") from error
+        return self._found
+
+    def _begin(self) -> None:
+        self._name = None
+        self._chunks = []
+
+    def _header_field(self, data: bytes, start: int, end: int) -> None:
+        self._field += data[start:end]
+
+    def _header_value(self, data: bytes, start: int, end: int) -> None:
+        self._value += data[start:end]
+
+    def _header_end(self) -> None:
+        if self._field.lower() == b"content-disposition":
+            self._name = parse_options_header(self._value)[1].get(b"name")
+        self._field = self._value = b""
+
+    def _data(self, data: bytes, start: int, end: int) -> None:
+        if self._name == FIELD.encode():
+            self._chunks.append(data[start:end])
+
+    def _end(self) -> None:
+        if self._name == FIELD.encode():
+            self._found.append(b"".join(self._chunks))

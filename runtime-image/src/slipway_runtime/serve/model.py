@@ -1,0 +1,181 @@
+"""A model that may be asked: loaded from verified files, warmed up, and proven on this node by its golden outputs."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from slipway_runtime.artifact import Artifact, TensorSpec
+from slipway_runtime.reasons import Failure
+from slipway_runtime.serve.backends import Backend, load_backend
+from slipway_runtime.serve.preprocess import ImagePreprocessing
+from slipway_runtime.serve.tensors import DATATYPES, Tensors
+
+WARM_UP_RUNS = 20
+WARM_UP_SECONDS = 2.0
+INLINE_SECONDS = 0.0001
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A ready model.
+
+    Attributes:
+        artifact: what it was loaded from.
+        backend: the engine that runs it.
+        labels: class names, empty when there are none.
+        preprocessing: for image uploads; None when the model takes none.
+        inline_elements: inputs of at most so many elements run faster than a hand-over to a lane costs; 0 when none do.
+        load_seconds: verification excluded; load, warm-up and golden outputs.
+    """
+
+    artifact: Artifact
+    backend: Backend
+    labels: Sequence[str]
+    preprocessing: ImagePreprocessing | None
+    inline_elements: int
+    load_seconds: float
+
+    def runs_inline(self, inputs: Tensors) -> bool:
+        """Whether this call is so short that it may run on the event loop."""
+        return sum(array.size for array in inputs.values()) <= self.inline_elements
+
+
+def load_model(artifact: Artifact, threads: int, labels: Sequence[str] | None) -> Model:
+    """Load, warm up, and reproduce the golden outputs.
+
+    Args:
+        artifact: verified.
+        threads: CPU threads for one call.
+        labels: class names that replace the artifact's; None keeps those.
+
+    Raises:
+        Failure: ModelLoadFailed, GoldenMismatch, NonFiniteOutputs, InvalidArguments (labels), or of building the module.
+    """
+    started = time.perf_counter()
+    _check_signature(artifact)
+    preprocessing = ImagePreprocessing.parse(artifact.preprocessing)
+    names = list(artifact.labels or ()) if labels is None else list(labels)
+    _check_labels(names, artifact.signature.outputs[0])
+    backend = load_backend(artifact, threads)
+    inline = _warm_up(backend, artifact)
+    check_golden(backend, artifact)
+    return Model(artifact, backend, names, preprocessing, inline, time.perf_counter() - started)
+
+
+def _check_signature(artifact: Artifact) -> None:
+    signature = artifact.signature
+    if not signature.inputs or not signature.outputs:
+        raise Failure("SignatureMissing", "the artifact's signature has no inputs or no outputs")
+    for spec in (*signature.inputs, *signature.outputs):
+        if spec.dtype not in DATATYPES:
+            raise Failure("ModelLoadFailed", f"tensor '{spec.name}' is {spec.dtype}, which Open Inference Protocol JSON has no type for")
+
+
+def _check_labels(labels: Sequence[str], output: TensorSpec) -> None:
+    classes = output.shape[-1] if len(output.shape) == 2 else None
+    if labels and isinstance(classes, int) and classes != len(labels):
+        raise Failure("InvalidArguments", f"{len(labels)} labels for the {classes} classes of output '{output.name}': give one per class")
+
+
+# --- warm-up ------------------------------------------------------------------------------------------------------
+
+
+def _warm_up(backend: Backend, artifact: Artifact) -> int:
+    """Run a small batch until it is warm; returns `Model.inline_elements`."""
+    inputs = _sample(artifact)
+    seconds: list[float] = []
+    deadline = time.perf_counter() + WARM_UP_SECONDS
+    while len(seconds) < WARM_UP_RUNS and time.perf_counter() < deadline:
+        seconds.append(_timed(backend, inputs))
+    if not seconds or statistics.median(seconds[len(seconds) // 2 :]) >= INLINE_SECONDS:
+        return 0
+    return sum(array.size for array in inputs.values())
+
+
+def _timed(backend: Backend, inputs: Tensors) -> float:
+    started = time.perf_counter()
+    try:
+        backend.infer(inputs)
+    except Exception as error:
+        raise Failure("ModelLoadFailed", f"the first call of the model failed: {type(error).__name__}: {error}"[:1500]) from error
+    return time.perf_counter() - started
+
+
+def _sample(artifact: Artifact) -> Tensors:
+    """One sample: of the golden inputs, where there are any; else ones."""
+    if artifact.golden is None:
+        return {
+            spec.name: np.ones([dim if isinstance(dim, int) else 1 for dim in spec.shape], spec.dtype) for spec in artifact.signature.inputs
+        }
+    golden = _arrays(artifact, artifact.golden.inputs)
+    return next(_batches(golden, artifact.signature.inputs, limit=1))
+
+
+# --- golden outputs -----------------------------------------------------------------------------------------------
+
+
+def check_golden(backend: Backend, artifact: Artifact) -> None:
+    """Compare the outputs for the golden inputs with those of validation; an artifact without golden data passes.
+
+    Raises:
+        Failure: GoldenMismatch, with the output and the largest difference; ArtifactCorrupt, golden files unreadable.
+    """
+    if artifact.golden is None:
+        return
+    wanted = _arrays(artifact, artifact.golden.outputs)
+    inputs = _arrays(artifact, artifact.golden.inputs)
+    got = _run_all(backend, inputs, artifact)
+    limit = float(artifact.golden.max_absolute_error)
+    for spec in artifact.signature.outputs:
+        _compare(spec.name, got[spec.name], wanted.get(spec.name), limit)
+
+
+def _run_all(backend: Backend, inputs: Tensors, artifact: Artifact) -> Tensors:
+    try:
+        parts = [backend.infer(batch) for batch in _batches(inputs, artifact.signature.inputs)]
+    except Exception as error:
+        raise Failure("GoldenMismatch", f"the model failed on the golden inputs: {type(error).__name__}: {error}"[:1500]) from error
+    return {name: np.concatenate([part[name] for part in parts]) if len(parts) > 1 else parts[0][name] for name in parts[0]}
+
+
+def _compare(name: str, got: np.ndarray, wanted: np.ndarray | None, limit: float) -> None:
+    if wanted is None or got.shape != wanted.shape:
+        shape = None if wanted is None else list(wanted.shape)
+        raise Failure("GoldenMismatch", f"golden output '{name}': expected shape {shape}, got {list(got.shape)}")
+    # Equal infinities and NaNs at the same places are equal; any other non-finite value is an infinite difference.
+    with np.errstate(invalid="ignore", over="ignore"):
+        difference = np.abs(got.astype(np.float64) - wanted.astype(np.float64))
+    same = (got == wanted) | ((got != got) & (wanted != wanted))  # noqa: PLR0124 (NaN, in any dtype)
+    difference = np.where(same, 0.0, np.where(np.isfinite(difference), difference, np.inf))
+    worst = float(difference.max(initial=0.0))
+    if worst > limit:
+        raise Failure("GoldenMismatch", f"golden output '{name}' differs by {worst:.3g} on this node; at most {limit:.3g} is allowed")
+
+
+def _arrays(artifact: Artifact, path: str) -> Tensors:
+    try:
+        with np.load(artifact.directory / path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except (OSError, ValueError, KeyError) as error:
+        raise Failure("ArtifactCorrupt", f"{path} cannot be read: {error}") from error
+
+
+def _batches(tensors: Tensors, specs: Sequence[TensorSpec], limit: int | None = None) -> Iterator[Tensors]:
+    """Split along the first dimension into what the signature takes; inputs of a fixed batch come in such pieces."""
+    missing = [spec.name for spec in specs if spec.name not in tensors]
+    if missing:
+        raise Failure("ArtifactCorrupt", f"the golden inputs lack '{missing[0]}'")
+    arrays = {spec.name: np.ascontiguousarray(tensors[spec.name], dtype=spec.dtype) for spec in specs}
+    fixed = [spec.shape[0] for spec in specs if spec.shape and isinstance(spec.shape[0], int)]
+    size = fixed[0] if fixed else limit
+    total = len(next(iter(arrays.values()))) if size else 0
+    if not size or total % size:
+        yield arrays
+        return
+    for start in range(0, total, size):
+        yield {name: array[start : start + size] for name, array in arrays.items()}

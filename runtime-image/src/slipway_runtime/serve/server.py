@@ -1,0 +1,166 @@
+"""The life of the server: listen early, load in the background, serve, drain without losing a request."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import socket
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from slipway_runtime.reasons import Failure
+from slipway_runtime.serve.app import DRAINING, App, AppOptions
+from slipway_runtime.serve.connection import Connection, Hub, Limits
+from slipway_runtime.serve.model import Model
+
+log = logging.getLogger(__name__)
+
+BACKLOG = 1024
+DRAIN_LIMIT_SECONDS = 50.0
+# A client that connected just before the listener closed gets this long to send its request.
+FRESH_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class ServerOptions:
+    """Where to listen and how long to drain, in seconds."""
+
+    host: str
+    port: int
+    drain_seconds: float
+    limits: Limits
+    app: AppOptions
+
+
+class Server:
+    """One run of the server, on one event loop."""
+
+    def __init__(self, options: ServerOptions, load: Callable[[], Model]) -> None:
+        """Make a server; `load` runs in a thread, once the socket listens, and may raise Failure."""
+        self._options = options
+        self._load = load
+        self._loop = asyncio.get_running_loop()
+        self._app = App(options.app, self._call_soon)
+        self._hub = Hub(self._app.handle, options.limits, {"x-slipway-revision": options.app.revision})
+        self._stop: asyncio.Future[Failure | None] = self._loop.create_future()
+        self._loading = True
+
+    async def run(self) -> bool:
+        """Serve until SIGTERM or SIGINT.
+
+        Returns:
+            Whether all threads have ended; if not, a call into native code hangs, and only leaving at once ends the process.
+
+        Raises:
+            Failure: what `load` raised.
+        """
+        listener = _listener(self._options.host, self._options.port)
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            self._loop.add_signal_handler(signum, self._end, None)
+        # The duplicate keeps the socket listening while the loop lets go of it, see _take_rest.
+        duplicate = listener.dup()
+        server = await self._loop.create_server(self._connection, sock=listener)
+        log.info("listening on port %d", duplicate.getsockname()[1])
+        ticker = self._loop.create_task(self._tick())
+        threading.Thread(target=self._load_model, name="load", daemon=True).start()
+        failure = await self._stop
+        if failure is None:
+            await self._drain(server, duplicate)
+        ticker.cancel()
+        ended = self._app.lanes.close(timeout=1.0) and not self._loading
+        if failure is not None:
+            raise failure
+        return ended
+
+    def _connection(self) -> Connection:
+        return Connection(self._hub, self._loop)
+
+    def _call_soon(self, callback: Callable[[], None]) -> None:
+        try:
+            self._loop.call_soon_threadsafe(callback)
+        except RuntimeError:
+            log.warning("an answer came after the loop had closed")
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(1.0)
+            self._hub.tick()
+            self._hub.check(self._loop.time())
+
+    # --- load -----------------------------------------------------------------------------------------------------
+
+    def _load_model(self) -> None:
+        try:
+            model = self._load()
+        except Failure as failure:
+            self._call_soon(lambda failure=failure: self._end(failure))  # type: ignore[misc]
+        except BaseException as error:
+            log.exception("loading failed")
+            wrapped = Failure("InternalError", f"{type(error).__name__}: {error}"[:1500])
+            self._call_soon(lambda: self._end(wrapped))
+        else:
+            self._call_soon(lambda: self._install(model))
+
+    def _install(self, model: Model) -> None:
+        self._loading = False
+        self._app.install(model)
+        inline = f"inline up to {model.inline_elements} elements" if model.inline_elements else f"{self._options.app.lanes} lanes"
+        log.info("ready: %s %s in %.2f s, %s", model.artifact.format, model.artifact.digest, model.load_seconds, inline)
+
+    def _end(self, failure: Failure | None) -> None:
+        self._loading = self._loading and failure is None
+        if not self._stop.done():
+            self._stop.set_result(failure)
+
+    # --- drain ----------------------------------------------------------------------------------------------------
+
+    async def _drain(self, server: asyncio.Server, listener: socket.socket) -> None:
+        """Turn unready, go on answering with `Connection: close`, and end when nobody waits for an answer."""
+        log.info("draining: %d connections, %d requests", len(self._hub.connections), self._app.inflight)
+        self._app.phase = DRAINING
+        self._hub.draining = True
+        deadline = self._loop.time() + DRAIN_LIMIT_SECONDS
+        # Endpoints, kube-proxy and gateways learn of the unready pod only after a while; until then new clients come.
+        if self._app.model is not None:
+            await asyncio.sleep(self._options.drain_seconds)
+        server.close()
+        await asyncio.sleep(0.05)
+        await self._take_rest(listener)
+        await self._finish(deadline)
+        log.info("drained: %d connections cut off", len(self._hub.connections))
+
+    async def _take_rest(self, listener: socket.socket) -> None:
+        """Accept what the kernel has queued; closing a listener would reset those clients."""
+        accepted = []
+        listener.setblocking(False)
+        try:
+            while True:
+                accepted.append(listener.accept()[0])
+        except OSError:
+            listener.close()
+        for client in accepted:
+            client.setblocking(False)
+            await self._loop.connect_accepted_socket(self._connection, client)
+
+    async def _finish(self, deadline: float) -> None:
+        fresh_until = self._loop.time() + FRESH_SECONDS
+        while self._hub.connections and self._loop.time() < deadline:
+            is_late = self._loop.time() >= fresh_until
+            for connection in list(self._hub.connections):
+                if connection.served or is_late:
+                    connection.close_when_idle()
+            await asyncio.sleep(0.02)
+
+
+def _listener(host: str, port: int) -> socket.socket:
+    is_any = host in ("", "::") and socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if is_any or ":" in host else socket.AF_INET
+    address = host or ("::" if is_any else "0.0.0.0")  # noqa: S104
+    try:
+        listener = socket.create_server((address, port), family=family, backlog=BACKLOG, dualstack_ipv6=is_any)
+    except OSError as error:
+        raise Failure("InvalidArguments", f"cannot listen on {address}:{port}: {error}") from error
+    listener.setblocking(False)
+    return listener
