@@ -1,0 +1,126 @@
+"""Artifacts for tests of the server: small models and the chain of digests around them, as `publish` and `pull` leave it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+IMAGE = {"image": {"mode": "L", "size": [8, 8], "scale": 0.0625, "mean": [0.5], "std": [2.0], "layout": "NCHW"}}
+MLP_SIGNATURE = {
+    "inputs": [{"name": "x", "dtype": "float32", "shape": ["batch", 64]}],
+    "outputs": [{"name": "y", "dtype": "float32", "shape": ["batch", 10]}],
+}
+DIGITS_SIGNATURE = {
+    "inputs": [{"name": "image", "dtype": "float32", "shape": ["batch", 1, 8, 8]}],
+    "outputs": [{"name": "logits", "dtype": "float32", "shape": ["batch", 10]}],
+}
+SLEEPER = """
+import time
+import torch
+
+class Sleeper(torch.nn.Module):
+    def __init__(self, seconds):
+        super().__init__()
+        self.seconds = seconds
+    def forward(self, x):
+        time.sleep(self.seconds if float(x[0, 0]) >= 0 else -float(x[0, 0]))
+        return x * 2
+
+def build(seconds):
+    return Sleeper(seconds)
+"""
+
+
+@dataclass
+class Draft:
+    """What `write` turns into an artifact."""
+
+    files: dict[str, bytes]
+    config: dict[str, Any] = field(default_factory=dict)
+    golden: tuple[dict[str, np.ndarray], dict[str, np.ndarray]] | None = None
+
+
+def write(folder: Path, draft: Draft) -> str:
+    """Write files, slipway.json and manifest.json; returns the manifest's digest."""
+    files = dict(draft.files)
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {"schemaVersion": 1, "precision": "Float32", "preprocessing": None, "labels": None, "golden": None, **draft.config}
+    if draft.golden is not None:
+        for name, arrays in zip(("inputs", "outputs"), draft.golden, strict=True):
+            np.savez(folder / f"{name}.npz", **arrays)
+            files[f"golden/{name}.npz"] = (folder / f"{name}.npz").read_bytes()
+        config["golden"] = {"inputs": "golden/inputs.npz", "outputs": "golden/outputs.npz", "maxAbsoluteError": "1e-4"}
+    for path, data in files.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(data)
+    rows = {path: (len(data), hashlib.sha256(data).hexdigest()) for path, data in files.items()}
+    config["files"] = [{"path": path, "sizeBytes": size, "sha256": digest} for path, (size, digest) in rows.items()]
+    return _write_manifest(folder, json.dumps(config).encode(), rows)
+
+
+def _write_manifest(folder: Path, config: bytes, rows: dict[str, tuple[int, str]]) -> str:
+    (folder / "slipway.json").write_bytes(config)
+    layers = [
+        {"digest": f"sha256:{digest}", "size": size, "annotations": {"org.opencontainers.image.title": path}}
+        for path, (size, digest) in rows.items()
+    ]
+    manifest = {"schemaVersion": 2, "config": {"digest": f"sha256:{hashlib.sha256(config).hexdigest()}", "size": len(config)}, "layers": layers}
+    data = json.dumps(manifest).encode()
+    (folder / "manifest.json").write_bytes(data)
+    return f"sha256:{hashlib.sha256(data).hexdigest()}"
+
+
+def mlp(hidden: int = 64) -> tuple[bytes, np.ndarray, np.ndarray]:
+    """A random 64-hidden-10 MLP as ONNX bytes, with its two weight matrices."""
+    random = np.random.default_rng(1)
+    first, second = (random.standard_normal(shape).astype(np.float32) * 0.3 for shape in ((64, hidden), (hidden, 10)))
+    nodes = [
+        helper.make_node("MatMul", ["x", "w1"], ["h"]),
+        helper.make_node("Relu", ["h"], ["r"]),
+        helper.make_node("MatMul", ["r", "w2"], ["y"]),
+    ]
+    return _onnx(nodes, ("x", ["batch", 64]), ("y", ["batch", 10]), {"w1": first, "w2": second}), first, second
+
+
+def mlp_draft(*, golden_error: float = 0.0, **config: Any) -> Draft:
+    """The MLP with golden data; `golden_error` is added to the recorded outputs."""
+    model, first, second = mlp()
+    x = np.random.default_rng(2).standard_normal((16, 64)).astype(np.float32)
+    y = np.maximum(x @ first, 0) @ second + np.float32(golden_error)
+    config = {"format": "ONNX", "entry": "model.onnx", "signature": MLP_SIGNATURE, **config}
+    return Draft({"model.onnx": model}, config, ({"x": x}, {"y": y}))
+
+
+def digits_draft(**config: Any) -> Draft:
+    """[batch, 1, 8, 8] -> logits: the sum of each of the first ten columns' pixels; takes images."""
+    matrix = np.eye(64, 10, dtype=np.float32)
+    shape = np.array([-1, 64], np.int64)
+    nodes = [helper.make_node("Reshape", ["image", "shape"], ["flat"]), helper.make_node("MatMul", ["flat", "w"], ["logits"])]
+    model = _onnx(nodes, ("image", ["batch", 1, 8, 8]), ("logits", ["batch", 10]), {"w": matrix, "shape": shape})
+    base = {"format": "ONNX", "entry": "model.onnx", "signature": DIGITS_SIGNATURE, "preprocessing": IMAGE, "labels": [f"d{i}" for i in range(10)]}
+    return Draft({"model.onnx": model}, base | config)
+
+
+def sleeper_draft(seconds: float) -> Draft:
+    """An eager PyTorch model that sleeps; a negative first value is the seconds to sleep instead."""
+    signature = {
+        "inputs": [{"name": "x", "dtype": "float32", "shape": ["batch", 1]}],
+        "outputs": [{"name": "y", "dtype": "float32", "shape": ["batch", 1]}],
+    }
+    config = {"format": "PyTorch", "entry": "", "entrypoint": "sleeper:build", "arguments": {"seconds": seconds}, "signature": signature}
+    return Draft({"sleeper.py": SLEEPER.encode()}, config)
+
+
+def _onnx(nodes: list[Any], source: tuple[str, list[Any]], result: tuple[str, list[Any]], weights: dict[str, np.ndarray]) -> bytes:
+    inputs, outputs = ([helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)] for name, shape in (source, result))
+    initializers = [numpy_helper.from_array(array, name) for name, array in weights.items()]
+    graph = helper.make_graph(nodes, "g", inputs, outputs, initializers)
+    model: onnx.ModelProto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    return model.SerializeToString()
