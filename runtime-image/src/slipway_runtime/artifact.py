@@ -84,7 +84,7 @@ class Artifact:
     Attributes:
         directory: where it lies.
         format: ONNX, TorchScript or PyTorch.
-        entry: path of the file to load, relative to the directory (PyTorch: the weights file, or empty when there is none).
+        entry: path of the file to load, relative to the directory (PyTorch: the weights, or the module of the entrypoint).
         preprocessing: of model.yaml, or None.
         labels: class names by class number, or None.
         golden: None when the model has no recorded outputs.

@@ -1,0 +1,43 @@
+"""The name under which the same conversion of the same source is found again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Mapping
+from importlib import metadata
+from typing import Any
+
+_TOOLS = ("slipway-runtime", "torch", "onnx", "onnxscript", "onnxruntime", "numpy", "safetensors")
+
+
+def tool_versions() -> dict[str, str]:
+    """Return the versions of whatever shapes an artifact's bytes, of those installed."""
+    versions = {"python": platform.python_version()}
+    for name in _TOOLS:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def content_key(source_digest: str, spec: Mapping[str, Any], tools: Mapping[str, str]) -> str:
+    """Return the key, 64 hex digits, for a source digest and a ModelArtifact.spec; what does not shape the artifact is left out."""
+    model = {key: value for key, value in spec["model"].items() if key not in ("uri", "digest", "credentialsSecretRef")}
+    conversion = {key: value for key, value in (spec.get("conversion") or {}).items() if key not in ("timeout", "resources")}
+    identity = {
+        "sourceDigest": source_digest,
+        "model": model,
+        "signature": spec.get("signature"),
+        "conversion": conversion,
+        "tools": dict(tools),
+        "architecture": platform.machine(),
+    }
+    return hashlib.sha256(canonical_json(identity)).hexdigest()
+
+
+def canonical_json(value: Any) -> bytes:
+    """Return JSON with sorted keys and no spaces, the same bytes for the same value."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()

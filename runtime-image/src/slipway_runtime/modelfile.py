@@ -1,0 +1,189 @@
+"""What the model folder says about itself (model.yaml), overridden field by field by the resource. Runs no model code."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from slipway_runtime.artifact import Signature, TensorSpec, safe_path
+from slipway_runtime.reasons import Failure
+
+FILE_NAME = "model.yaml"
+DEFAULT_ONNX = "model.onnx"
+_MAX_BYTES = 1 << 20
+Dtype = Literal[
+    "bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64", "float16", "bfloat16", "float32", "float64"
+]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class _Tensor(_Strict):
+    name: str = Field(min_length=1)
+    dtype: Dtype
+    shape: list[int | str]
+
+
+class _Signature(_Strict):
+    inputs: list[_Tensor] = Field(min_length=1)
+    outputs: list[_Tensor] = Field(min_length=1)
+
+
+class _Image(_Strict):
+    mode: Literal["L", "RGB"] = "RGB"
+    size: list[int] = Field(min_length=2, max_length=2)
+    scale: float | int = 1 / 255
+    mean: list[float | int] = [0.0]
+    std: list[float | int] = [1.0]
+    layout: Literal["NCHW", "NHWC"] = "NCHW"
+
+
+class _Preprocessing(_Strict):
+    image: _Image | None = None
+
+
+class _Validation(_Strict):
+    data: str | None = None
+
+
+class _ModelFile(_Strict):
+    format: Literal["PyTorch", "ONNX"] | None = None
+    entrypoint: str | None = None
+    arguments: dict[str, Any] | None = None
+    weights: str | None = None
+    signature: _Signature | None = None
+    preprocessing: _Preprocessing | None = None
+    labels: list[str | int] | None = None
+    validation: _Validation | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """The model as folder and resource together describe it.
+
+    Attributes:
+        format: PyTorch or ONNX.
+        entrypoint: `module:callable`; None for ONNX.
+        arguments: for the entrypoint.
+        weights: path in the folder; for ONNX the model itself.
+        signature: None when neither declares one.
+        preprocessing: how an image becomes the input, or None.
+        labels: class names, or None.
+        validation_data: path of an npz in the folder, or None.
+    """
+
+    format: str
+    entrypoint: str | None
+    arguments: dict[str, Any]
+    weights: str | None
+    signature: Signature | None
+    preprocessing: dict[str, Any] | None
+    labels: list[str] | None
+    validation_data: str | None
+
+
+def read_model(folder: Path, spec: Mapping[str, Any]) -> Model:
+    """Read model.yaml, which may be absent, and let the resource override it.
+
+    Args:
+        folder: the model folder.
+        spec: ModelArtifact.spec.
+
+    Raises:
+        Failure: ModelFolderInvalid, with the field or the file.
+    """
+    file = _read_file(folder / FILE_NAME)
+    own = dict(spec["model"])
+    declared = spec.get("signature") or (file.signature and file.signature.model_dump())
+    merged = {key: own.get(key) if own.get(key) is not None else getattr(file, key) for key in ("format", "entrypoint", "weights")}
+    arguments = own.get("arguments") if own.get("arguments") is not None else file.arguments
+    model = Model(
+        format=merged["format"] or _guessed_format(folder, merged["entrypoint"]),
+        entrypoint=merged["entrypoint"],
+        arguments=dict(arguments or {}),
+        weights=merged["weights"],
+        signature=parse_signature(declared) if declared else None,
+        preprocessing=file.preprocessing.model_dump(exclude_none=True) if file.preprocessing else None,
+        labels=[str(label) for label in file.labels] if file.labels is not None else None,
+        validation_data=file.validation.data if file.validation else None,
+    )
+    return _checked(model, folder)
+
+
+def parse_signature(value: Mapping[str, Any]) -> Signature:
+    """Check a signature of the spec or of model.yaml.
+
+    Raises:
+        Failure: ModelFolderInvalid, with the field.
+    """
+    try:
+        parsed = _Signature.model_validate(value)
+    except ValidationError as error:
+        raise Failure("ModelFolderInvalid", f"signature: {_first(error)}") from error
+    sides = [tuple(TensorSpec(row.name, row.dtype, tuple(row.shape)) for row in side) for side in (parsed.inputs, parsed.outputs)]
+    for side in sides:
+        names = [row.name for row in side]
+        if len(set(names)) != len(names):
+            raise Failure("ModelFolderInvalid", f"signature: a name comes twice in {names}")
+        if any(isinstance(dim, int) and dim < 1 for row in side for dim in row.shape):
+            raise Failure("ModelFolderInvalid", "signature: a dimension is a number above 0 or a name")
+    return Signature(*sides)
+
+
+def _read_file(path: Path) -> _ModelFile:
+    if not path.exists():
+        return _ModelFile()
+    if path.stat().st_size > _MAX_BYTES:
+        raise Failure("ModelFolderInvalid", f"{FILE_NAME} has more than {_MAX_BYTES} bytes")
+    try:
+        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise Failure("ModelFolderInvalid", f"{FILE_NAME} is not YAML: {' '.join(str(error).split())}") from error
+    try:
+        return _ModelFile.model_validate({} if value is None else value)
+    except ValidationError as error:
+        raise Failure("ModelFolderInvalid", f"{FILE_NAME}: {_first(error)}") from error
+
+
+def _first(error: ValidationError) -> str:
+    rows = error.errors(include_url=False, include_input=False)
+    place = ".".join(map(str, rows[0]["loc"])) or "the document"
+    more = f" (and {len(rows) - 1} more)" if len(rows) > 1 else ""
+    return f"{place}: {rows[0]['msg']}{more}"
+
+
+def _guessed_format(folder: Path, entrypoint: str | None) -> str:
+    return "ONNX" if entrypoint is None and any(folder.glob("*.onnx")) else "PyTorch"
+
+
+def _checked(model: Model, folder: Path) -> Model:
+    if model.format == "ONNX":
+        model = _with_onnx_file(model, folder)
+    elif model.entrypoint is None:
+        raise Failure("ModelFolderInvalid", "a PyTorch model needs an entrypoint (module:callable), in spec.model or model.yaml")
+    for field, name in (("weights", model.weights), ("validation.data", model.validation_data)):
+        if name is not None:
+            _check_file(folder, field, name)
+    return model
+
+
+def _with_onnx_file(model: Model, folder: Path) -> Model:
+    found = sorted(path.name for path in folder.glob("*.onnx"))
+    name = model.weights or (found[0] if len(found) == 1 else DEFAULT_ONNX)
+    return Model("ONNX", None, {}, name, model.signature, model.preprocessing, model.labels, model.validation_data)
+
+
+def _check_file(folder: Path, field: str, name: str) -> None:
+    try:
+        path = folder / safe_path(name)
+    except ValueError as error:
+        raise Failure("ModelFolderInvalid", f"{field}: {error}") from error
+    if not path.is_file():
+        raise Failure("ModelFolderInvalid", f"{field}: {name} is not in the model folder")

@@ -1,0 +1,140 @@
+"""What a container of the conversion Job is told by its environment, and the lines it logs. Reads, never writes."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from slipway_runtime.reasons import Failure
+
+log = logging.getLogger("slipway")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The environment of the pipeline's containers, as docs/design/0001-interfaces.md lists it.
+
+    Attributes:
+        spec: ModelArtifact.spec.
+        repository: `host:port/prefix/<namespace>` that artifacts are published to and looked up in.
+        plain_http: registry hosts spoken to without TLS.
+        timeout: seconds for convert, and for validate.
+        max_source_bytes: limit for the source, packed and unpacked.
+        work: holds source, candidates and report.
+        origin: where the ConfigMap or the claim is mounted.
+        source_credentials: folder of the user's Secret.
+        registry_credentials: folder of the registry's Secret.
+    """
+
+    spec: Mapping[str, Any]
+    repository: str
+    plain_http: tuple[str, ...]
+    timeout: float
+    max_source_bytes: int
+    work: Path
+    origin: Path
+    source_credentials: Path
+    registry_credentials: Path
+
+    @property
+    def model(self) -> dict[str, Any]:
+        """spec.model."""
+        return dict(self.spec["model"])
+
+    @property
+    def conversion(self) -> dict[str, Any]:
+        """spec.conversion, or nothing."""
+        return dict(self.spec.get("conversion") or {})
+
+    @property
+    def validation(self) -> dict[str, Any]:
+        """spec.conversion.validation, or nothing."""
+        return dict(self.conversion.get("validation") or {})
+
+    @property
+    def folder(self) -> Path:
+        """The model folder that fetch made."""
+        return self.work / "source" / "model"
+
+    @property
+    def validation_folder(self) -> Path:
+        """The folder of the downloaded validation data."""
+        return self.work / "source" / ".validation"
+
+    @property
+    def cached(self) -> Path:
+        """The marker that the artifact exists already."""
+        return self.work / "source" / ".cached"
+
+    @property
+    def candidates(self) -> Path:
+        """What convert wrote."""
+        return self.work / "candidates"
+
+    @property
+    def report(self) -> Path:
+        """What fetch and validate tell publish; convert cannot write there."""
+        return self.work / "report"
+
+
+def settings_from_environment(environment: Mapping[str, str] = os.environ) -> Settings:
+    """Read the settings.
+
+    Raises:
+        Failure: InvalidArguments, with the variable that is absent or malformed.
+    """
+    return Settings(
+        spec=_spec(environment.get("SLIPWAY_ARTIFACT_SPEC", "")),
+        repository=environment.get("SLIPWAY_REPOSITORY", "").strip("/"),
+        plain_http=tuple(host.strip() for host in environment.get("SLIPWAY_PLAIN_HTTP", "").split(",") if host.strip()),
+        timeout=_number(environment, "SLIPWAY_TIMEOUT_SECONDS", 600.0),
+        max_source_bytes=int(_number(environment, "SLIPWAY_MAX_SOURCE_BYTES", 10 << 30)),
+        work=Path(environment.get("SLIPWAY_WORK", "/work")),
+        origin=Path(environment.get("SLIPWAY_SOURCE_DIR", "/source")),
+        source_credentials=Path(environment.get("SLIPWAY_SOURCE_CREDENTIALS_DIR", "/var/run/slipway/source-credentials")),
+        registry_credentials=Path(environment.get("SLIPWAY_REGISTRY_CREDENTIALS_DIR", "/var/run/slipway/registry-credentials")),
+    )
+
+
+def _spec(text: str) -> Mapping[str, Any]:
+    try:
+        spec = json.loads(text)
+    except ValueError as error:
+        raise Failure("InvalidArguments", f"SLIPWAY_ARTIFACT_SPEC is not JSON: {error}") from error
+    if not isinstance(spec, dict) or not isinstance(spec.get("model"), dict) or not isinstance(spec["model"].get("uri"), str):
+        raise Failure("InvalidArguments", "SLIPWAY_ARTIFACT_SPEC must be an object with model.uri")
+    return spec
+
+
+def _number(environment: Mapping[str, str], name: str, default: float) -> float:
+    text = environment.get(name) or str(default)
+    try:
+        value = float(text)
+    except ValueError as error:
+        raise Failure("InvalidArguments", f"{name} must be a number, got {text!r}") from error
+    if not value > 0:
+        raise Failure("InvalidArguments", f"{name} must be above 0, got {text!r}")
+    return value
+
+
+@contextmanager
+def step(text: str) -> Iterator[None]:
+    """Log one line when the step ends well, with its seconds; an exception is logged by whoever handles it."""
+    start = time.monotonic()
+    yield
+    log.info("%s (%.1f s)", text, time.monotonic() - start)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON so that a reader never sees half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(value, indent=1, sort_keys=True))
+    temporary.replace(path)
