@@ -1,0 +1,63 @@
+"""The command `slipway-runtime`: one subcommand a container. Turns findings into exit codes and termination messages."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+
+from slipway_runtime.reasons import Failure, write_termination
+from slipway_runtime.settings import settings_from_environment
+
+log = logging.getLogger("slipway")
+
+_STEPS = {
+    "fetch": "bring the model folder into the Job's pod",
+    "convert": "build every candidate",
+    "validate": "compare every candidate with the source model",
+    "publish": "push the first candidate that passed",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a subcommand.
+
+    Returns:
+        The exit code of the contract: 0, or that of the reason found.
+    """
+    parsed = _parser(sys.argv[1:] if arguments is None else arguments)
+    if parsed.command == "serve":
+        return int(import_module("slipway_runtime.serve.main").run(parsed))
+    logging.basicConfig(level=logging.INFO, format=f"%(asctime)s {parsed.command}: %(message)s", stream=sys.stderr)
+    if parsed.command == "pull":
+        return ended(lambda: import_module("slipway_runtime.pull").run(parsed))
+    return ended(lambda: import_module(f"slipway_runtime.{parsed.command}").run(settings_from_environment()))
+
+
+def ended(action: Callable[[], object]) -> int:
+    """Run an action and return its exit code; a failure is logged and written as the termination message."""
+    try:
+        action()
+    except Failure as failure:
+        log.error("%s", failure)  # noqa: TRY400 - a finding about the model, not a bug: no traceback
+        write_termination(failure.reason, failure.message, **getattr(failure, "data", {}))
+        return failure.exit_code
+    except Exception as error:
+        log.exception("internal error")
+        write_termination("InternalError", f"{type(error).__name__}: {error}")
+        return 1
+    return 0
+
+
+def _parser(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="slipway-runtime", description="Slipway's model pipeline and inference server")
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, text in _STEPS.items():
+        commands.add_parser(name, help=text, description=f"{text}; everything comes from the environment")
+    import_module("slipway_runtime.pull").add_arguments(commands.add_parser("pull", help="bring an artifact into a serving pod"))
+    serve = commands.add_parser("serve", help="serve an artifact over HTTP")
+    if "serve" in arguments[:1]:
+        import_module("slipway_runtime.serve.main").add_arguments(serve)
+    return parser.parse_args(arguments)

@@ -1,0 +1,121 @@
+"""The fetch container: brings the model folder here, or finds its conversion done. Has network and credentials, runs no model code."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from slipway_runtime.content_key import content_key, tool_versions
+from slipway_runtime.fetch.base import Fetched, Source
+from slipway_runtime.fetch.configmap import ConfigMapSource
+from slipway_runtime.fetch.http import HttpSource
+from slipway_runtime.fetch.oci import OciSource
+from slipway_runtime.fetch.pvc import ClaimSource
+from slipway_runtime.oci import Client, parse_reference, read_docker_config
+from slipway_runtime.reasons import Failure, write_termination
+from slipway_runtime.settings import Settings, step, write_json
+
+REPORT = "fetch.json"
+_SCHEMES: dict[str, type[Source]] = {
+    "oci": OciSource,
+    "http": HttpSource,
+    "https": HttpSource,
+    "configmap": ConfigMapSource,
+    "pvc": ClaimSource,
+}
+
+
+def run(settings: Settings) -> None:
+    """Fetch the source, or write the marker that its artifact exists; then the report and the termination message.
+
+    Raises:
+        Failure: any reason from SourceNotFound to CredentialsMissing, RegistryUnavailable, RegistryRejected, InvalidArguments.
+    """
+    pinned = settings.model.get("digest")
+    source = open_source(settings.model["uri"], settings)
+    known = source.resolve() or pinned
+    if known:
+        _check_pin(known, pinned)
+        if _is_cached(known, settings):
+            return
+    with step(f"fetched {settings.model['uri']}"):
+        fetched = source.fetch(_empty(settings.folder))
+    _check_pin(fetched.digest, pinned)
+    if fetched.digest != known and _is_cached(fetched.digest, settings):
+        return
+    _fetch_validation_data(settings)
+    key = content_key(fetched.digest, settings.spec, tool_versions())
+    _finish(settings, {"sourceDigest": fetched.digest, "contentKey": key, "bytes": fetched.size, "cached": False})
+
+
+def open_source(uri: str, settings: Settings) -> Source:
+    """Return the source for a URI; nothing is fetched yet.
+
+    Raises:
+        Failure: InvalidArguments for a scheme that is not among oci, http, https, configmap, pvc.
+    """
+    scheme, separator, _ = uri.partition("://")
+    if not separator or scheme not in _SCHEMES:
+        raise Failure("InvalidArguments", f"the scheme of {uri!r} is not one of {', '.join(_SCHEMES)}")
+    return _SCHEMES[scheme](uri, settings)
+
+
+def artifact_client(settings: Settings) -> Client:
+    """Return the client of the repository that artifacts live in."""
+    reference = parse_reference(settings.repository)
+    return Client(reference, settings.plain_http, read_docker_config(settings.registry_credentials, reference.host))
+
+
+def _empty(folder: Path) -> Path:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder
+
+
+def _check_pin(got: str, want: str | None) -> None:
+    if want and got != want:
+        raise Failure("DigestMismatch", f"the source has {got}, spec.model.digest wants {want}")
+
+
+def _is_cached(source_digest: str, settings: Settings) -> bool:
+    key = content_key(source_digest, settings.spec, tool_versions())
+    with step(f"looked for content key {key[:12]} in {settings.repository}"):
+        digest = _whole_artifact(artifact_client(settings), key)
+    if digest is None:
+        return False
+    data = {"sourceDigest": source_digest, "contentKey": key, "bytes": 0, "cached": True, "artifactDigest": digest}
+    write_json(settings.cached, data)
+    _finish(settings, data)
+    return True
+
+
+def _whole_artifact(client: Client, key: str) -> str | None:
+    """Return the digest of the artifact with this key, or None; one that lost a blob is made again rather than served."""
+    manifest = client.find_manifest(key)
+    if manifest is None:
+        return None
+    try:
+        config = json.loads(client.blob(str(manifest.value["config"]["digest"])))
+        if config.get("contentKey") == key and all(client.has_blob(str(layer["digest"])) for layer in manifest.value["layers"]):
+            return manifest.digest
+    except Failure as failure:
+        if failure.reason not in ("ArtifactCorrupt", "ArtifactNotFound"):
+            raise
+    except (KeyError, ValueError, AttributeError):
+        return None
+    return None
+
+
+def _fetch_validation_data(settings: Settings) -> None:
+    uri = (settings.validation.get("data") or {}).get("uri")
+    if uri:
+        with step(f"fetched validation data {uri}"):
+            open_source(uri, settings).fetch(_empty(settings.validation_folder))
+
+
+def _finish(settings: Settings, data: dict[str, Any]) -> None:
+    write_json(settings.report / REPORT, data | {"tools": tool_versions()})
+    what = "found the artifact of this source in the registry" if data["cached"] else f"fetched {data['bytes']} bytes"
+    write_termination("Fetched", what, **data)
