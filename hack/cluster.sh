@@ -1,0 +1,115 @@
+#!/bin/bash
+# The development and test cluster.
+#   usage: hack/cluster.sh up       a cluster in build/kubeconfig: kind "slipway", one control plane and two workers
+#          hack/cluster.sh down     takes away what "up" made (cluster, registry, network, dockerd, firewall rules)
+#          hack/cluster.sh status   one line for each part
+# SLIPWAY_KUBECONFIG=FILE SLIPWAY_CONTEXT=NAME   use that cluster instead of making one. Images then go to SLIPWAY_IMAGE_REGISTRY.
+source "$(dirname "$0")/lib.sh"
+source "$HACK/engine.sh"
+source "$HACK/registry.sh"
+BIN=$BUILD/bin CLUSTER=slipway CONFIG=$BUILD/kubeconfig
+export PATH=$BIN:$PATH KUBECONFIG=$CONFIG KIND_EXPERIMENTAL_DOCKER_NETWORK=$NETWORK
+
+# An explicitly given cluster is used only when its context is named too.
+external() {
+  local file=${SLIPWAY_KUBECONFIG:-${KUBECONFIG_EXTERNAL:-}}
+  [ -n "$file" ] || return 1
+  [ -n "${SLIPWAY_CONTEXT:-}" ] || die "SLIPWAY_KUBECONFIG is set: name the context that may be changed in SLIPWAY_CONTEXT"
+  "$HACK/tools.sh" kubernetes helm
+  kubectl --kubeconfig "$file" config view --context "$SLIPWAY_CONTEXT" --minify --flatten --raw >"$CONFIG.new" && mv "$CONFIG.new" "$CONFIG"
+  kubectl config use-context "$SLIPWAY_CONTEXT" >/dev/null
+  kubectl get nodes
+}
+
+nodes() { docker ps -a --filter "label=io.x-k8s.kind.cluster=$CLUSTER" --format '{{.Names}}' "$@"; }
+running() { nodes --filter status=running; }
+
+# answers SECONDS: the API answers and every node is Ready within that time
+answers() {
+  local end=$((SECONDS + $1)) want ready
+  want=$(nodes | wc -l)
+  while :; do
+    ready=$(timeout 5 kubectl get nodes --no-headers 2>/dev/null | grep -cw Ready) || true
+    [ "$ready" = "$want" ] && return 0
+    [ $SECONDS -lt $end ] || return 1
+    sleep 1
+  done
+}
+
+# Every node finds the local registry under the name the host knows it by.
+registry_hosts() {
+  local node dir="/etc/containerd/certs.d/localhost:$REGISTRY_PORT"
+  for node in $(nodes); do
+    docker exec "$node" sh -c "mkdir -p '$dir' && printf '[host.\"http://%s:5000\"]\n' $REGISTRY_NAME >'$dir/hosts.toml'"
+  done
+  docker network connect "$NETWORK" $REGISTRY_NAME 2>/dev/null || true
+  kubectl apply -f - >/dev/null <<Y
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: local-registry-hosting, namespace: kube-public}
+data:
+  localRegistryHosting.v1: |
+    host: "localhost:$REGISTRY_PORT"
+    help: "https://kind.sigs.k8s.io/docs/user/local-registry/"
+Y
+}
+
+create() {
+  local image=()
+  [ "$(engine_kind)" = host ] || image=(--image "$("$HACK/node-image.sh")")
+  kind delete cluster --name $CLUSTER -q 2>/dev/null || true
+  ( cd "$REPO" && kind create cluster --config kind-config.yaml "${image[@]}" --wait 3m -q >&2 )
+}
+
+# A cluster whose machine was rebooted has its nodes stopped: start them, and make a new one when that does not help.
+revive() {
+  [ -n "$(nodes)" ] || return 1
+  say "nodes are stopped: starting them"
+  nodes | xargs docker start >/dev/null || return 1
+  kind export kubeconfig --name $CLUSTER -q && answers 90
+}
+
+up() {
+  if external; then say "using context $SLIPWAY_CONTEXT"; return; fi
+  [ -x "$BIN/kind" ] && [ -x "$BIN/registry" ] || "$HACK/tools.sh"
+  use_engine
+  if [ "$(running | wc -l)" != 3 ] || [ "$(docker inspect -f '{{.State.Running}}' $REGISTRY_NAME 2>/dev/null)" != true ] || ! answers 5; then
+    timed "local registry" registry_up
+    [ "$(running | wc -l)" = 3 ] && kind export kubeconfig --name $CLUSTER -q && answers 30 || revive || timed "kind create cluster" create
+    timed "wire the registry" registry_hosts
+  fi
+  only_ours
+  answers 60 || die "not every node is Ready: kubectl --kubeconfig build/kubeconfig get nodes"
+  say "cluster ready: export KUBECONFIG=$CONFIG"
+}
+
+only_ours() {
+  [ "$(kubectl config current-context)" = kind-$CLUSTER ] || die "build/kubeconfig points at a context that is not kind-$CLUSTER; not touching it"
+}
+
+down() {
+  [ -z "${SLIPWAY_KUBECONFIG:-${KUBECONFIG_EXTERNAL:-}}" ] || die "the cluster of SLIPWAY_KUBECONFIG is not ours to delete"
+  if [ "$(engine_kind)" = own ]; then export DOCKER_HOST=$OWN_SOCKET; fi
+  if docker info >/dev/null 2>&1; then
+    kind delete cluster --name $CLUSTER -q || true
+    docker rm -f $REGISTRY_NAME >/dev/null 2>&1 || true
+    docker network rm "$NETWORK" >/dev/null 2>&1 || true
+  fi
+  engine_down
+  rm -f "$CONFIG" "$BUILD/images.env" "$BUILD/engine"
+  say "gone; images and tools stay in $CACHE"
+}
+
+status() {
+  use_engine
+  docker ps -a --filter "label=io.x-k8s.kind.cluster=$CLUSTER" --filter "name=$REGISTRY_NAME" --format '{{.Names}}\t{{.Status}}'
+  docker ps -a --filter "label=io.x-k8s.kind.cluster=$CLUSTER" --format '{{.Names}}\t{{.Status}}'
+  kubectl get nodes
+}
+
+case ${1:-} in
+  up) locked cluster up ;;
+  down) locked cluster down ;;
+  status) status ;;
+  *) die "usage: $0 up|down|status" ;;
+esac

@@ -1,0 +1,27 @@
+# The recipe of the tools: build GROUP DIR compiles hack/tools/<group> into DIR. Sourced by tools.sh, part of the content hash.
+# shellcheck shell=bash
+
+kubernetes_version() { sed -n 's/^.*k8s.io\/kubernetes \(v1[^ ]*\).*/\1/p' "$HACK/tools/kubernetes/go.mod" | head -1; }
+
+# Without these the binaries call themselves v0.0.0-master, and kubeadm and kubectl refuse them.
+kubernetes_ldflags() {
+  local v p; v=$(kubernetes_version)
+  for p in k8s.io/component-base/version k8s.io/client-go/pkg/version; do
+    printf -- '-X %s.gitVersion=%s -X %s.gitMajor=1 -X %s.gitMinor=%s ' $p "$v" $p $p "$(cut -d. -f2 <<<"$v")"
+    printf -- '-X %s.gitTreeState=clean -X %s.gitCommit=none -X %s.buildDate=1970-01-01T00:00:00Z ' $p $p $p
+  done
+}
+
+build() {
+  local group=$1 out=$2 flags='-s -w'
+  cd "$HACK/tools/${group/pause/kubernetes}"  # pause is C code inside the kubernetes module
+  export CGO_ENABLED=0 GOFLAGS='-mod=readonly -trimpath'
+  case $group in
+    kubernetes) go build -ldflags "$flags $(kubernetes_ldflags)" -o "$out/" tool && mv "$out/server" "$out/etcd" ;;
+    coredns) go build -ldflags "$flags" -o "$out/coredns" . ;;
+    pause)
+      apt_install gcc libc6-dev; go mod download k8s.io/kubernetes
+      gcc -Os -static -DVERSION=3.10.1 -o "$out/pause" "$(go list -m -f '{{.Dir}}' k8s.io/kubernetes)/build/pause/linux/pause.c" ;;
+    *) go build -ldflags "$flags" -o "$out/" tool ;;
+  esac
+}
