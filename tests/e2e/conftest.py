@@ -1,0 +1,86 @@
+"""Fixtures of the e2e tests: the kind cluster, Slipway installed in it by its chart, a namespace per test."""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections.abc import Iterator
+
+import pytest
+import yaml
+
+from e2e.kit import CONTEXT, ROOT, SYSTEM, Cluster, Namespace
+
+VALUES = {
+    "operator.image": "SLIPWAY_OPERATOR_IMAGE",
+    "runtime.image": "SLIPWAY_RUNTIME_IMAGE",
+    "runtime.torchImage": "SLIPWAY_RUNTIME_TORCH_IMAGE",
+    "registry.image": "SLIPWAY_REGISTRY_IMAGE",
+}
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Cluster:
+    """The cluster of `make cluster`; another context is refused."""
+    kubeconfig, images = ROOT / "build/kubeconfig", ROOT / "build/images.env"
+    for needed in (kubeconfig, images):
+        if not needed.exists():
+            pytest.fail(f"{needed} is absent: run `make cluster images` first")
+    context = yaml.safe_load(kubeconfig.read_text()).get("current-context")
+    if context != CONTEXT:
+        pytest.fail(f"{kubeconfig} points at {context}; these tests only touch {CONTEXT}")
+    pairs = (line.removeprefix("export ").strip().partition("=") for line in images.read_text().splitlines() if "=" in line)
+    return Cluster(kubeconfig, {key: value.strip("'\"") for key, _, value in pairs})
+
+
+@pytest.fixture(scope="session")
+def slipway(cluster: Cluster) -> Cluster:
+    """The cluster with Slipway at the images of this tree."""
+    wanted = {path: cluster.images[variable] for path, variable in VALUES.items()}
+    if not _is_installed(cluster, wanted):
+        settings = [argument for path, image in wanted.items() for argument in ("--set", f"{path}={image}")]
+        place = ("-n", SYSTEM, "--create-namespace", "--wait", "--timeout", "5m")
+        done = cluster.helm("upgrade", "--install", "slipway", str(ROOT / "charts/slipway"), *place, *settings)
+        if done.returncode != 0:
+            pods = cluster.run("-n", SYSTEM, "get", "pods,events", "-o", "wide").stdout
+            pytest.fail(f"helm: {done.stderr}\n{pods}")
+    return cluster
+
+
+def _is_installed(cluster: Cluster, wanted: dict[str, str]) -> bool:
+    releases = json.loads(cluster.helm("list", "-n", SYSTEM, "-o", "json").stdout or "[]")
+    if not any(release["name"] == "slipway" and release["status"] == "deployed" for release in releases):
+        return False
+    values = json.loads(cluster.helm("get", "values", "slipway", "-n", SYSTEM, "-a", "-o", "json").stdout or "{}")
+    return all((values.get(part) or {}).get(key) == image for (part, _, key), image in ((p.partition("."), i) for p, i in wanted.items()))
+
+
+def make_namespace(cluster: Cluster) -> Namespace:
+    """A namespace that enforces the Pod Security Standard `restricted`."""
+    name = f"e2e-{uuid.uuid4().hex[:8]}"
+    labels = {"pod-security.kubernetes.io/enforce": "restricted", "slipway.dev/e2e": "true"}
+    document = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}
+    cluster.kubectl("create", "-f", "-", stdin=json.dumps(document))
+    return Namespace(cluster, name)
+
+
+def drop_namespace(space: Namespace) -> None:
+    """Delete it without waiting; SLIPWAY_E2E_KEEP=1 leaves it for a look."""
+    if not os.environ.get("SLIPWAY_E2E_KEEP"):
+        space.cluster.run("delete", "namespace", space.name, "--wait=false")
+
+
+@pytest.fixture
+def namespace(slipway: Cluster) -> Iterator[Namespace]:
+    space = make_namespace(slipway)
+    yield space
+    drop_namespace(space)
+
+
+@pytest.fixture(scope="module")
+def shared(slipway: Cluster) -> Iterator[Namespace]:
+    """One namespace for all tests of a module."""
+    space = make_namespace(slipway)
+    yield space
+    drop_namespace(space)

@@ -1,0 +1,301 @@
+"""What the e2e tests do to a cluster: apply, wait with an explanation when the wait is in vain, call the server, run pods."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+import pickle
+import re
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from safetensors.numpy import save as save_safetensors
+
+ROOT = Path(__file__).parents[2]
+CONTEXT = "kind-slipway"
+SYSTEM = "slipway-system"
+MANAGED = "app.kubernetes.io/managed-by=slipway"
+Manifest = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """kubectl and helm, bound to one context by name."""
+
+    kubeconfig: Path
+    images: dict[str, str]
+
+    def run(self, *arguments: str, stdin: str = "", timeout: float = 120) -> subprocess.CompletedProcess[str]:
+        command = [str(ROOT / "build/bin/kubectl"), "--kubeconfig", str(self.kubeconfig), "--context", CONTEXT, *arguments]
+        return subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=timeout, check=False)
+
+    def kubectl(self, *arguments: str, stdin: str = "", timeout: float = 120) -> str:
+        done = self.run(*arguments, stdin=stdin, timeout=timeout)
+        assert done.returncode == 0, f"kubectl {' '.join(arguments)}: {done.stderr}"
+        return done.stdout
+
+    def helm(self, *arguments: str, timeout: float = 400) -> subprocess.CompletedProcess[str]:
+        command = [str(ROOT / "build/bin/helm"), "--kubeconfig", str(self.kubeconfig), "--kube-context", CONTEXT, *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
+
+    def get(self, *arguments: str) -> Any:
+        return json.loads(self.kubectl("get", *arguments, "-o", "json"))
+
+    def items(self, *arguments: str) -> list[Manifest]:
+        return list(self.get(*arguments)["items"])
+
+    def apply(self, *documents: Manifest) -> subprocess.CompletedProcess[str]:
+        return self.run(
+            "apply",
+            "--server-side",
+            "--force-conflicts",
+            "-f",
+            "-",
+            stdin=json.dumps({"apiVersion": "v1", "kind": "List", "items": documents}),
+        )
+
+    @contextmanager
+    def forward(self, namespace: str, target: str, port: int) -> Iterator[str]:
+        """A local URL of a port in the cluster."""
+        command = [str(ROOT / "build/bin/kubectl"), "--kubeconfig", str(self.kubeconfig), "--context", CONTEXT]
+        command += ["-n", namespace, "port-forward", target, f":{port}"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+            try:
+                assert process.stdout is not None
+                line = process.stdout.readline()
+                found = re.search(r"127\.0\.0\.1:(\d+)", line)
+                assert found, f"port-forward {target}: {line}"
+                yield f"http://127.0.0.1:{found[1]}"
+            finally:
+                process.terminate()
+
+
+def until(check: Callable[[], Any], timeout: float, explain: Callable[[], str] = lambda: "", *, every: float = 1.0) -> Any:
+    """Return the first true answer of `check`; fails with the explanation when there is none in time."""
+    end = time.monotonic() + timeout
+    while True:
+        answer = check()
+        if answer:
+            return answer
+        assert time.monotonic() < end, f"not within {timeout:g} s\n{explain()}"
+        time.sleep(every)
+
+
+@dataclass(frozen=True)
+class Namespace:
+    """One test's namespace."""
+
+    cluster: Cluster
+    name: str
+
+    def kubectl(self, *arguments: str, stdin: str = "") -> str:
+        return self.cluster.kubectl("-n", self.name, *arguments, stdin=stdin)
+
+    def get(self, *arguments: str) -> Any:
+        return self.cluster.get("-n", self.name, *arguments)
+
+    def items(self, *arguments: str) -> list[Manifest]:
+        return self.cluster.items("-n", self.name, *arguments)
+
+    def apply(self, *documents: Manifest) -> None:
+        done = self.cluster.apply(*self._placed(documents))
+        assert done.returncode == 0, done.stderr
+
+    def refused(self, document: Manifest) -> str:
+        """What the API server says when it rejects a manifest."""
+        done = self.cluster.apply(*self._placed([document]))
+        assert done.returncode != 0, f"the API server accepted {document}"
+        return done.stderr
+
+    def _placed(self, documents: Any) -> list[Manifest]:
+        placed = []
+        for document in documents:
+            scoped = {} if document["kind"] == "ServingRuntime" else {"namespace": self.name}
+            placed.append({**document, "metadata": {**document["metadata"], **scoped}})
+        return placed
+
+    def condition(self, name: str, kind: str = "Ready") -> Manifest:
+        """A condition of a ModelDeployment that speaks about its present generation; empty when there is none yet."""
+        resource = self.get("mdep", name)
+        conditions = (resource.get("status") or {}).get("conditions") or []
+        found = next((c for c in conditions if c["type"] == kind), {})
+        return found if found.get("observedGeneration") == resource["metadata"]["generation"] else {}
+
+    def wait_ready(self, name: str, timeout: float = 180) -> Manifest:
+        """The ModelDeployment once it is Ready."""
+        until(lambda: self.condition(name).get("status") == "True", timeout, lambda: self.explain(name))
+        return dict(self.get("mdep", name))
+
+    def wait_reason(self, name: str, reason: str, timeout: float = 180) -> Manifest:
+        """The Ready condition once it is False for that reason."""
+
+        def found() -> Manifest | None:
+            condition = self.condition(name)
+            return condition if (condition.get("status"), condition.get("reason")) == ("False", reason) else None
+
+        return dict(until(found, timeout, lambda: f"expected {reason}\n{self.explain(name)}"))
+
+    def events(self, name: str) -> list[Manifest]:
+        return self.items("events", "--field-selector", f"involvedObject.name={name},involvedObject.kind=ModelDeployment")
+
+    def wait_event(self, name: str, reason: str, kind: str = "Warning", timeout: float = 15) -> None:
+        def seen() -> bool:
+            return any((event["reason"], event["type"]) == (reason, kind) for event in self.events(name))
+
+        until(seen, timeout, lambda: f"no {kind} Event {reason} of {name}\n{self.explain(name)}")
+
+    def jobs(self) -> set[str]:
+        return {job["metadata"]["uid"] for job in self.items("jobs", "-l", MANAGED)}
+
+    def owned(self) -> list[str]:
+        """Everything of Slipway in the namespace."""
+        kinds = "modelartifacts.slipway.dev,deployments,replicasets,services,jobs,pods,endpointslices"
+        return [f"{item['kind']}/{item['metadata']['name']}" for item in self.items(kinds, "-l", MANAGED)]
+
+    def explain(self, name: str) -> str:
+        """All that helps to see why a wait was in vain."""
+        parts = [slipway_cli(self.cluster, "status", name, "-n", self.name).stdout]
+        for arguments in (
+            ("get", "mdep", name, "-o", "jsonpath={.status}"),
+            ("get", "mart,deploy,svc,jobs,pods", "-o", "wide"),
+            ("get", "mart", "-o", "jsonpath={range .items[*]}{.metadata.name}: {.status}{'\\n'}{end}"),
+            ("get", "events", "--sort-by=.lastTimestamp"),
+        ):
+            done = self.cluster.run("-n", self.name, *arguments)
+            parts.append(f"$ kubectl {' '.join(arguments)}\n{(done.stdout or done.stderr)[-4000:]}")
+        return "\n".join(parts)
+
+    def infer(self, url: str, name: str, rows: list[list[float]]) -> np.ndarray:
+        """The answers of the Open Inference Protocol to some rows."""
+        flat = [value for row in rows for value in row]
+        body = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [len(rows), len(rows[0])], "data": flat}]}
+        answer = fetch_json(f"{url}/v2/models/{name}/infer", body)
+        output = answer["outputs"][0]
+        return np.array(output["data"], dtype=np.float32).reshape(output["shape"])
+
+    def run_pod(self, name: str, script: str, *arguments: str, port: int | None = None) -> None:
+        """Run a Python script in a pod of the runtime image, as a namespace that enforces `restricted` wants it."""
+        container: Manifest = {
+            "name": "main",
+            "image": self.cluster.images["SLIPWAY_RUNTIME_IMAGE"],
+            "command": ["python", "-u", "-c", script, *arguments],
+            "resources": {"requests": {"cpu": "10m", "memory": "32Mi"}},
+            "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}, "readOnlyRootFilesystem": True},
+        }
+        spec = {
+            "restartPolicy": "Never",
+            "terminationGracePeriodSeconds": 1,
+            "automountServiceAccountToken": False,
+            "securityContext": {"runAsNonRoot": True, "runAsUser": 65532, "seccompProfile": {"type": "RuntimeDefault"}},
+            "containers": [container],
+        }
+        self.apply({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "labels": {"app": name}}, "spec": spec})
+        if port is not None:
+            service = {"selector": {"app": name}, "ports": [{"port": 80, "targetPort": port}]}
+            self.apply({"apiVersion": "v1", "kind": "Service", "metadata": {"name": name}, "spec": service})
+
+    def phase(self, pod: str) -> str:
+        return str(self.get("pod", pod)["status"].get("phase"))
+
+
+def fetch_json(url: str, body: Any = None, timeout: float = 10) -> Any:
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url, data=data, headers={"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=timeout) as answer:
+        return json.loads(answer.read())
+
+
+def slipway_cli(cluster: Cluster, *arguments: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+    """The CLI as it stands in this working tree."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "operator/src"), "KUBECONFIG": str(cluster.kubeconfig)}
+    environment["PATH"] = f"{ROOT / 'build/bin'}:{environment['PATH']}"
+    command = [sys.executable, "-m", "slipway.cli", *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout, check=False)
+
+
+# -- the tiny model --
+
+WEIGHT = np.arange(12, dtype=np.float32).reshape(3, 4) / 10
+BIAS = np.array([0.5, -0.5, 0.25], dtype=np.float32)
+MODEL = """
+from torch import nn
+
+class Tiny(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.fc(x)
+
+def build():
+    return Tiny().eval()
+"""
+SIGNATURE: Manifest = {
+    "inputs": [{"name": "x", "dtype": "float32", "shape": ["batch", 4]}],
+    "outputs": [{"name": "y", "dtype": "float32", "shape": ["batch", 3]}],
+}
+
+
+def model_yaml(**changes: Any) -> str:
+    return yaml.safe_dump(
+        {"format": "PyTorch", "entrypoint": "model:build", "weights": "weights.safetensors", "signature": SIGNATURE} | changes
+    )
+
+
+def weights(weight: np.ndarray = WEIGHT, bias: np.ndarray = BIAS) -> bytes:
+    return bytes(save_safetensors({"fc.weight": np.ascontiguousarray(weight), "fc.bias": bias}))
+
+
+def linear(rows: Any, weight: np.ndarray = WEIGHT, bias: np.ndarray = BIAS) -> np.ndarray:
+    """What the tiny model computes, by torch."""
+    import torch  # noqa: PLC0415 - seconds to import, and only some tests need it
+
+    return np.asarray(torch.nn.functional.linear(torch.tensor(rows), torch.tensor(weight), torch.tensor(bias)))
+
+
+class Exploit:
+    """A pickle of this runs code when it is loaded."""
+
+    def __reduce__(self) -> Any:
+        return os.system, ("true",)
+
+
+def evil_pickle() -> bytes:
+    buffer = io.BytesIO()
+    pickle.dump({"fc.weight": Exploit()}, buffer, protocol=2)
+    return buffer.getvalue()
+
+
+def model_folder(name: str, code: str = MODEL, manifest: str | None = None, **files: bytes) -> Manifest:
+    """A ConfigMap with the model folder; `files` replaces the weights, with `_` for the dot."""
+    binary = {
+        key.replace("_", "."): base64.b64encode(value).decode() for key, value in (files or {"weights_safetensors": weights()}).items()
+    }
+    data = {"model.py": code, "model.yaml": manifest or model_yaml()}
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": data, "binaryData": binary}
+
+
+SMALL: Manifest = {"requests": {"cpu": "50m", "memory": "256Mi"}, "limits": {"memory": "3Gi"}}
+SERVER: Manifest = {"requests": {"cpu": "20m", "memory": "64Mi"}}
+
+
+def mdep(name: str, uri: str, *, serving: Manifest | None = None, conversion: Manifest | None = None, **model: Any) -> Manifest:
+    """A ModelDeployment that asks for little, so that many fit on the nodes of a test cluster."""
+    spec = {
+        "model": {"uri": uri, **model},
+        "conversion": {"resources": SMALL, **(conversion or {})},
+        "serving": {"resources": SERVER, **(serving or {})},
+    }
+    return {"apiVersion": "slipway.dev/v1alpha1", "kind": "ModelDeployment", "metadata": {"name": name}, "spec": spec}
