@@ -105,7 +105,7 @@ KINDS = (
         scope="Cluster",
         columns=(
             ("Image", ".spec.image", "string", 0),
-            ("Formats", ".spec.formats[*].name", "string", 0),
+            ("Formats", ".spec.formats", "string", 0),
             ("Age", ".metadata.creationTimestamp", "date", 0),
         ),
     ),

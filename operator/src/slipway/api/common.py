@@ -86,7 +86,10 @@ HttpPath = Annotated[
 Image = Annotated[
     str,
     Field(min_length=1, max_length=512),
-    matches(r"[^\s:/@]\S*", "an image is host/repository:tag or host/repository@sha256:…, without a scheme and without spaces"),
+    matches(
+        r"(?:[^\s/@]+/)*[^\s/@:]+(?::[A-Za-z0-9_][-A-Za-z0-9._]{0,127})?(?:@sha256:[0-9a-f]{64})?",
+        "an image is host/repository:tag or host/repository@sha256:…, without a scheme and without spaces",
+    ),
 ]
 Quantity = Annotated[
     int | str,

@@ -1,0 +1,264 @@
+"""The tables: what the API server must refuse, with the words that it must use, and what it must accept."""
+
+from __future__ import annotations
+
+from typing import Any
+
+Spec = dict[str, Any]
+OCI = "oci://registry:5000/models/digits:v1"
+TENSOR = {"name": "image", "dtype": "float32", "shape": ["batch", 1, 8, 8]}
+OUTPUT = {"name": "logits", "dtype": "float32", "shape": ["batch", 10]}
+IMAGE = "ghcr.io/slipway/slipway-runtime-torch:0.1.0"
+
+
+def resource(kind: str, spec: Spec, name: str = "digits") -> Spec:
+    """A manifest."""
+    return {"apiVersion": "slipway.dev/v1alpha1", "kind": kind, "metadata": {"name": name}, "spec": spec}
+
+
+def deployment(name: str = "digits", **parts: Any) -> Spec:
+    """A ModelDeployment whose model is a good one, unless `parts` says otherwise."""
+    return resource("ModelDeployment", {"model": {"uri": OCI}} | parts, name)
+
+
+def model(**fields: Any) -> Spec:
+    """A ModelDeployment with these fields of the model."""
+    return deployment(model={"uri": OCI} | fields)
+
+
+def tensors(*inputs: Spec, outputs: tuple[Spec, ...] = (OUTPUT,)) -> Spec:
+    """A ModelDeployment with this signature."""
+    return deployment(signature={"inputs": list(inputs), "outputs": list(outputs)})
+
+
+def validation(**fields: Any) -> Spec:
+    """A ModelDeployment with this parity gate."""
+    return deployment(conversion={"validation": fields})
+
+
+def serving(**fields: Any) -> Spec:
+    """A ModelDeployment served like this."""
+    return deployment(serving=fields)
+
+
+def runtime(**fields: Any) -> Spec:
+    """A ServingRuntime."""
+    return resource("ServingRuntime", {"image": IMAGE, "formats": [{"name": "ONNX"}]} | fields)
+
+
+def artifact(**fields: Any) -> Spec:
+    """A ModelArtifact."""
+    return resource("ModelArtifact", {"model": {"uri": OCI}, "converterImage": IMAGE} | fields, "mart-0a1b2c3d4e5f")
+
+
+NAME = (
+    "the name must be a DNS label, because a Service gets it: at most 63 lower-case letters, digits and '-', "
+    "starting with a letter and not ending with '-'"
+)
+SCHEME = "the URI must start with oci://, https://, http://, configmap:// or pvc://; for example oci://registry:5000/models/digits:v1"
+REPOSITORY = "an oci URI is oci://host[:port]/repository[:tag][@sha256:…], the repository in lower case; for example oci://registry:5000/models/digits:v1"
+DIGEST = "a digest is sha256: followed by 64 lower-case hexadecimal digits; `slipway push` prints it"
+ENTRYPOINT = "an entrypoint is module:callable, with the module in the model folder; for example model:build for build() in model.py"
+PYTORCH_ONLY = "entrypoint and arguments are for PyTorch models; remove them, or set format to PyTorch"
+DIMENSION = "a dimension is a positive integer or, when it varies, a name of letters, digits and _; for example 8 or batch"
+INSIDE = "this must be a path inside the model folder, without a leading / and without ..; for example weights.safetensors"
+TARGETS = "an ONNX source is served as it is; write {target: None} in conversion.candidates, or leave them out"
+DECIMAL = 'this must be a decimal number, not negative, written as a string; for example "1e-3" or "0.001"'
+DURATION = "a duration is whole numbers with the units h, m and s, in this order; for example 10m, 90s or 1h30m"
+QUANTITY = "this must be a quantity, not negative; for example 500m, 2 or 4Gi"
+SECRET = "this must be the name of a Kubernetes object: lower-case letters, digits, '-' and '.'; for example my-secret"
+IMAGE_RULE = "an image is host/repository:tag or host/repository@sha256:…, without a scheme and without spaces"
+PATH = "an HTTP path starts with / and has no query; for example /v2/health/ready"
+ENV_NAME = "the name of an environment variable has letters, digits, '_', '-' and '.', and does not start with a digit"
+ENV_FROM = {"secretKeyRef": {"name": "a", "key": "b"}, "fieldRef": {"fieldPath": "metadata.name"}}
+
+# (what is wrong, manifest, the words of the answer)
+INVALID: list[tuple[str, Spec, str]] = [
+    ("name too long", deployment("d" * 64), NAME),
+    ("name starts with a digit", deployment("1digits"), NAME),
+    ("name with a dot", deployment("digits.v1"), NAME),
+    ("no spec", {"apiVersion": "slipway.dev/v1alpha1", "kind": "ModelDeployment", "metadata": {"name": "digits"}}, "spec: Required value"),
+    ("no URI", deployment(model={}), "spec.model.uri: Required value"),
+    ("unknown scheme", model(uri="ftp://host/digits"), SCHEME),
+    ("no scheme", model(uri="models/digits"), SCHEME),
+    ("URI too long", model(uri="https://h/" + "a" * 2048), "spec.model.uri: Too long: may not be more than 2048 bytes"),
+    ("spaces in the URI", model(uri="https://host/my digits.tar"), "the URI must not contain spaces"),
+    (
+        "password in the URI",
+        model(uri="https://me:secret@host/digits.tar"),
+        "the URI must not carry a user or a password; put them into a Secret and name it in credentialsSecretRef",
+    ),
+    ("oci without repository", model(uri="oci://registry:5000"), REPOSITORY),
+    ("oci in upper case", model(uri="oci://registry:5000/Models/digits"), REPOSITORY),
+    (
+        "http without file",
+        model(uri="https://host/"),
+        "an http URI names a host and a file; for example https://models.example.com/digits.tar.gz",
+    ),
+    (
+        "configmap with a path",
+        model(uri="configmap://digits/model"),
+        "after configmap:// comes the name of a ConfigMap of this namespace and nothing else; for example configmap://digits",
+    ),
+    (
+        "pvc without claim",
+        model(uri="pvc:///digits"),
+        "after pvc:// come the name of a PersistentVolumeClaim of this namespace and a path in it; for example pvc://models/digits",
+    ),
+    ("pvc that climbs", model(uri="pvc://models/../digits"), "the URI must not contain /../; write the path without it"),
+    ("short digest", model(digest="sha256:abc"), DIGEST),
+    ("digest in upper case", model(digest="sha256:" + "A" * 64), DIGEST),
+    (
+        "two digests",
+        model(uri=f"oci://h/m@sha256:{'a' * 64}", digest=f"sha256:{'b' * 64}"),
+        "digest differs from the digest in the URI; remove one of them",
+    ),
+    ("unknown format", model(format="Keras"), 'spec.model.format: Unsupported value: "Keras": supported values: "PyTorch", "ONNX"'),
+    ("entrypoint without callable", model(entrypoint="model"), ENTRYPOINT),
+    ("entrypoint that is a file", model(entrypoint="model.py:build()"), ENTRYPOINT),
+    ("entrypoint of ONNX", model(format="ONNX", entrypoint="model:build"), PYTORCH_ONLY),
+    ("arguments of ONNX", model(format="ONNX", arguments={"classes": 10}), PYTORCH_ONLY),
+    ("absolute weights", model(weights="/etc/passwd"), INSIDE),
+    ("weights outside", model(weights="a/../../b.pt"), INSIDE),
+    ("bad Secret name", model(credentialsSecretRef={"name": "My_Secret"}), SECRET),
+    (
+        "credentials for a ConfigMap",
+        model(uri="configmap://digits", credentialsSecretRef={"name": "a"}),
+        "a ConfigMap or a PersistentVolumeClaim is read without credentials; remove credentialsSecretRef",
+    ),
+    ("no inputs", tensors(), "spec.signature.inputs: Invalid value: 0: spec.signature.inputs in body should have at least 1 items"),
+    ("two inputs of one name", tensors(TENSOR, TENSOR), 'spec.signature.inputs[1]: Duplicate value: {"name":"image"}'),
+    (
+        "input and output of one name",
+        tensors(TENSOR, outputs=(TENSOR,)),
+        "an input and an output have the same name; rename one of them",
+    ),
+    ("zero dimension", tensors(TENSOR | {"shape": [0]}), DIMENSION),
+    ("negative dimension", tensors(TENSOR | {"shape": [-1, 8]}), DIMENSION),
+    ("number as a name", tensors(TENSOR | {"shape": ["8"]}), DIMENSION),
+    (
+        "fraction as a dimension",
+        tensors(TENSOR | {"shape": [1.5]}),
+        "spec.signature.inputs[0].shape[0] in body must be of type integer,string",
+    ),
+    ("unknown dtype", tensors(TENSOR | {"dtype": "float"}), 'spec.signature.inputs[0].dtype: Unsupported value: "float"'),
+    (
+        "tensor name with a space",
+        tensors(TENSOR | {"name": "my image"}),
+        "a tensor's name starts with a letter or _ and has letters, digits, '_', '.', '/' and '-'",
+    ),
+    ("unknown target", deployment(conversion={"candidates": [{"target": "TensorRT"}]}), 'Unsupported value: "TensorRT"'),
+    ("unknown precision", deployment(conversion={"candidates": [{"target": "ONNX", "precision": "Int8"}]}), 'Unsupported value: "Int8"'),
+    (
+        "the same candidate twice",
+        deployment(conversion={"candidates": [{"target": "ONNX"}, {"target": "ONNX", "precision": "Float32"}]}),
+        "two candidates are the same; remove one of them",
+    ),
+    ("no candidate", deployment(conversion={"candidates": []}), "spec.conversion.candidates in body should have at least 1 items"),
+    (
+        "ONNX to TorchScript",
+        deployment(model={"uri": OCI, "format": "ONNX"}, conversion={"candidates": [{"target": "TorchScript"}]}),
+        TARGETS,
+    ),
+    ("no samples", validation(samples=0), "spec.conversion.validation.samples in body should be greater than or equal to 1"),
+    ("error that is no number", validation(maxAbsoluteError="small"), DECIMAL),
+    ("negative error", validation(maxAbsoluteError="-1e-3"), DECIMAL),
+    ("error as a float", validation(maxAbsoluteError=0.001), "spec.conversion.validation.maxAbsoluteError in body must be of type string"),
+    ("101 percent", validation(minTop1AgreementPercent=101), "minTop1AgreementPercent in body should be less than or equal to 100"),
+    ("-1 percent", validation(minAccuracyPercent=-1), "minAccuracyPercent in body should be greater than or equal to 0"),
+    ("duration without unit", deployment(conversion={"timeout": "600"}), DURATION),
+    ("duration backwards", deployment(conversion={"timeout": "30m1h"}), DURATION),
+    ("no time at all", deployment(conversion={"timeout": "0s"}), "a duration must be from 1s to 24h"),
+    ("two days", deployment(conversion={"timeout": "48h"}), "a duration must be from 1s to 24h"),
+    ("bad quantity", deployment(conversion={"resources": {"limits": {"memory": "4 GB"}}}), QUANTITY),
+    ("negative quantity", serving(resources={"requests": {"cpu": "-1"}}), QUANTITY),
+    (
+        "request over limit",
+        serving(resources={"requests": {"memory": "2Gi"}, "limits": {"memory": "1Gi"}}),
+        "a request must not be larger than the limit of the same resource; raise the limit or lower the request",
+    ),
+    ("negative replicas", serving(replicas=-1), "spec.serving.replicas in body should be greater than or equal to 0"),
+    ("bad runtime name", serving(runtime="My Runtime"), SECRET),
+    ("environment variable twice", serving(env=[{"name": "A"}, {"name": "A"}]), 'spec.serving.env[1]: Duplicate value: {"name":"A"}'),
+    ("environment variable 1A", serving(env=[{"name": "1A"}]), ENV_NAME),
+    (
+        "two values",
+        serving(env=[{"name": "A", "value": "1", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}]),
+        "an environment variable has either value or valueFrom; remove one of them",
+    ),
+    (
+        "two sources",
+        serving(env=[{"name": "A", "valueFrom": ENV_FROM}]),
+        "valueFrom takes exactly one of secretKeyRef, configMapKeyRef and fieldRef",
+    ),
+    ("unknown effect", serving(tolerations=[{"effect": "Never"}]), 'spec.serving.tolerations[0].effect: Unsupported value: "Never"'),
+    ("negative history", deployment(revisionHistoryLimit=-1), "spec.revisionHistoryLimit in body should be greater than or equal to 0"),
+    ("unknown field", deployment(autoscaling={}), 'unknown field "spec.autoscaling"'),
+    ("unknown nested field", serving(replica=2), 'unknown field "spec.serving.replica"'),
+    ("artifact without image", resource("ModelArtifact", {"model": {"uri": OCI}}), "spec.converterImage: Required value"),
+    (
+        "artifact from ONNX to ONNX",
+        artifact(model={"uri": OCI, "format": "ONNX"}, conversion={"candidates": [{"target": "ONNX"}]}),
+        TARGETS,
+    ),
+    ("image with a scheme", runtime(image="https://ghcr.io/slipway"), IMAGE_RULE),
+    ("image with a space", runtime(image="slipway runtime"), IMAGE_RULE),
+    ("format twice", runtime(formats=[{"name": "ONNX"}, {"name": "ONNX"}]), 'spec.formats[1]: Duplicate value: {"name":"ONNX"}'),
+    ("no format", runtime(formats=[]), "spec.formats in body should have at least 1 items"),
+    ("unknown runtime format", runtime(formats=[{"name": "Keras"}]), 'spec.formats[0].name: Unsupported value: "Keras"'),
+    ("port 0", runtime(port=0), "spec.port in body should be greater than or equal to 1"),
+    ("probe with a query", runtime(probes={"readinessPath": "ready?full"}), PATH),
+    ("metrics without slash", runtime(metrics={"path": "metrics"}), PATH),
+]
+
+FULL_SERVING = {
+    "runtime": "slipway",
+    "replicas": 0,
+    "resources": {"requests": {"cpu": 1, "memory": "512Mi"}, "limits": {"cpu": "1500m", "memory": "1Gi", "nvidia.com/gpu": 1}},
+    "labels": ["crane", "crane"],
+    "env": [{"name": "A", "value": ""}, {"name": "B", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k", "optional": True}}}],
+    "nodeSelector": {"kubernetes.io/arch": "amd64"},
+    "tolerations": [{"operator": "Exists"}, {"key": "a", "value": "b", "effect": "NoExecute", "tolerationSeconds": 3}],
+    "affinity": {"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": []}},
+    "runtimeClassName": "gvisor",
+    "serviceAccountName": "digits",
+    "priorityClassName": "high",
+}
+FULL_CONVERSION = {
+    "candidates": [{"target": "ONNX", "precision": "Float32"}, {"target": "TorchScript"}, {"target": "None"}],
+    "validation": {"data": {"uri": "https://host/golden.npz"}, "samples": 200, "maxAbsoluteError": "0.0005", "minAccuracyPercent": 95},
+    "timeout": "1h30m",
+    "resources": {"limits": {"memory": "4Gi"}},
+}
+FULL_MODEL = {
+    "uri": f"oci://registry:5000/models/digits@sha256:{'a' * 64}",
+    "digest": f"sha256:{'a' * 64}",
+    "format": "PyTorch",
+    "entrypoint": "pkg.model:Net.build",
+    "arguments": {"classes": 10, "nested": {"list": [1, {"deep": None}]}},
+    "weights": "weights/best..safetensors",
+    "credentialsSecretRef": {"name": "models-read"},
+}
+VALID: list[tuple[str, Spec]] = [
+    ("the shortest", deployment()),
+    ("a name of 63 characters", deployment("d" * 63)),
+    ("every field", deployment(model=FULL_MODEL, conversion=FULL_CONVERSION, serving=FULL_SERVING, revisionHistoryLimit=0)),
+    ("a signature", tensors(TENSOR, TENSOR | {"name": "mask", "dtype": "bool", "shape": []})),
+    ("https", model(uri="https://host:8443/a/b.tar.gz?version=3")),
+    ("configmap", model(uri="configmap://digits.v1")),
+    ("pvc", model(uri="pvc://models/a/..b/c")),
+    ("pvc, whole", model(uri="pvc://models")),
+    ("ONNX", deployment(model={"uri": "https://host/m.onnx", "format": "ONNX"}, conversion={"candidates": [{"target": "None"}]})),
+    ("timeout in seconds", deployment(conversion={"timeout": "90s"})),
+    ("an artifact", artifact(model=FULL_MODEL, conversion=FULL_CONVERSION)),
+    (
+        "a runtime",
+        runtime(
+            command=["serve"],
+            args=["--port", "{{port}}"],
+            env=[{"name": "A", "value": "{{modelDir}}"}],
+            port=9000,
+            probes={"startupPath": "/up"},
+        ),
+    ),
+]

@@ -1,0 +1,156 @@
+"""The CRDs in a real API server: what it refuses and with what words, what it accepts, defaults, subresources, documentation."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from integration.api.manifests import INVALID, VALID, artifact, deployment
+from integration.conftest import ApiServer
+
+CRDS = sorted((Path(__file__).parents[3] / "crds").glob("*.yaml"))
+
+
+def schema(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load(path.read_text())["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+    return found
+
+
+def fields(part: dict[str, Any], path: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    for name, child in part.get("properties", {}).items():
+        yield f"{path}.{name}", child
+        yield from fields(child, f"{path}.{name}")
+    if "items" in part:
+        yield from fields(part["items"], path)
+
+
+@pytest.mark.parametrize(("manifest", "words"), [row[1:] for row in INVALID], ids=[row[0] for row in INVALID])
+def test_invalid_is_refused_with_words(apiserver: ApiServer, manifest: dict[str, Any], words: str) -> None:
+    answer = apiserver.create_dry(manifest)
+    assert answer.returncode != 0
+    assert words in answer.stderr
+
+
+@pytest.mark.parametrize("manifest", [row[1] for row in VALID], ids=[row[0] for row in VALID])
+def test_valid_is_accepted_and_kept(apiserver: ApiServer, manifest: dict[str, Any]) -> None:
+    answer = apiserver.create_dry(manifest)
+    assert answer.returncode == 0, answer.stderr
+    stored = yaml.safe_load(answer.stdout)["spec"]
+    assert _contains(stored, manifest["spec"])
+
+
+def _contains(stored: Any, written: Any) -> bool:
+    if isinstance(written, dict):
+        return all(key in stored and _contains(stored[key], value) for key, value in written.items())
+    if isinstance(written, list):
+        return len(stored) == len(written) and all(map(_contains, stored, written))
+    return bool(stored == written)
+
+
+def test_defaults(apiserver: ApiServer) -> None:
+    manifest = deployment(conversion={"candidates": [{"target": "ONNX"}], "validation": {}})
+    spec = yaml.safe_load(apiserver.create_dry(manifest).stdout)["spec"]
+    assert spec["serving"] == {"replicas": 1}
+    assert spec["revisionHistoryLimit"] == 5
+    assert spec["conversion"] == {
+        "candidates": [{"target": "ONNX", "precision": "Float32"}],
+        "timeout": "10m",
+        "validation": {"samples": 64, "maxAbsoluteError": "1e-3", "minTop1AgreementPercent": 99},
+    }
+
+
+def test_an_artifact_is_stored_as_it_was_hashed(apiserver: ApiServer) -> None:
+    manifest = artifact(conversion={"candidates": [{"target": "ONNX"}], "validation": {}})
+    assert yaml.safe_load(apiserver.create_dry(manifest).stdout)["spec"] == manifest["spec"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"converterImage": "other:1"}, {"model": {"uri": "oci://h/m", "arguments": {"classes": 2}}}, {"conversion": {"timeout": "1m"}}],
+    ids=["image", "arguments", "conversion added"],
+)
+def test_an_artifact_is_immutable(apiserver: ApiServer, change: dict[str, Any]) -> None:
+    before = artifact(model={"uri": "oci://h/m", "arguments": {"classes": 1}})
+    apiserver.apply(before)
+    answer = apiserver.run(
+        "apply", "--server-side", "--force-conflicts", "-f", "-", stdin=yaml.safe_dump(before | {"spec": before["spec"] | change})
+    )
+    assert (
+        "the spec of a ModelArtifact cannot be changed, because its name is the hash of it; change the ModelDeployment instead"
+        in answer.stderr
+    )
+
+
+def test_scale(apiserver: ApiServer) -> None:
+    apiserver.apply(deployment("scaled"))
+    apiserver.kubectl("scale", "mdep/scaled", "--replicas=3")
+    assert apiserver.get("mdep", "scaled")["spec"]["serving"]["replicas"] == 3
+    status = '{"status": {"replicas": 2, "selector": "slipway.dev/deployment=scaled"}}'
+    apiserver.kubectl("patch", "mdep", "scaled", "--subresource=status", "--type=merge", "-p", status)
+    scale = yaml.safe_load(apiserver.kubectl("get", "--raw", "/apis/slipway.dev/v1alpha1/namespaces/default/modeldeployments/scaled/scale"))
+    assert scale["status"] == {"replicas": 2, "selector": "slipway.dev/deployment=scaled"}
+
+
+def test_columns_fit_80_characters(apiserver: ApiServer) -> None:
+    apiserver.apply(deployment("columns"))
+    condition = {"type": "Ready", "status": "False", "reason": "ParityFailed", "message": "m", "lastTransitionTime": "2026-01-31T12:00:00Z"}
+    status = {
+        "conditions": [condition],
+        "stable": {"revision": "columns-5d41402a", "format": "TorchScript"},
+        "url": "http://columns.default.svc",
+    }
+    apiserver.kubectl(
+        "patch",
+        "mdep",
+        "columns",
+        "--subresource=status",
+        "--type=merge",
+        "-p",
+        json.dumps({"status": status}),
+    )
+    table = apiserver.kubectl("get", "mdep").splitlines() + apiserver.kubectl("get", "mart").splitlines()
+    assert all(len(line.rstrip()) <= 80 for line in table), table
+    assert "modeldeployment.slipway.dev/columns" in apiserver.kubectl("get", "inference", "-o", "name")
+    header, row = apiserver.kubectl("get", "mdep", "columns").splitlines()
+    assert header.split() == ["NAME", "READY", "REASON", "STABLE", "FORMAT", "AGE"]
+    assert row.split()[:5] == ["columns", "False", "ParityFailed", "columns-5d41402a", "TorchScript"]
+
+
+def test_a_runtime_shows_its_formats(apiserver: ApiServer) -> None:
+    formats = [{"name": "ONNX"}, {"name": "TorchScript"}]
+    apiserver.apply(
+        {
+            "apiVersion": "slipway.dev/v1alpha1",
+            "kind": "ServingRuntime",
+            "metadata": {"name": "mine"},
+            "spec": {"image": "i:1", "formats": formats},
+        }
+    )
+    row = apiserver.kubectl("get", "srt", "mine")
+    assert "ONNX" in row
+    assert "TorchScript" in row
+
+
+@pytest.mark.parametrize("path", CRDS, ids=[path.stem for path in CRDS])
+def test_every_field_is_described(path: Path) -> None:
+    unexplained = [name for name, field in fields(schema(path), "") if not field.get("description") and name != ".metadata"]
+    assert unexplained == []
+    assert path.stat().st_size < 50_000
+
+
+@pytest.mark.parametrize("path", CRDS, ids=[path.stem for path in CRDS])
+def test_kubectl_explains_every_field(apiserver: ApiServer, path: Path) -> None:
+    singular = path.stem.removesuffix("s")
+    recursive = apiserver.kubectl("explain", f"{singular}.spec", "--recursive")
+    names = {name.rsplit(".", 1)[1] for name, _ in fields(schema(path)["properties"]["spec"], "spec")}
+    assert [name for name in names if f"  {name}\t" not in recursive] == []
+    objects = [
+        f"spec{name}" for name, field in fields(schema(path)["properties"]["spec"], "") if "properties" in (field.get("items") or field)
+    ]
+    for name in ["spec", *objects]:
+        assert "<no description>" not in apiserver.kubectl("explain", f"{singular}.{name}"), name
