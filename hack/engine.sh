@@ -67,7 +67,7 @@ start_own() {
   runc_wrapper >"$ENGINE/runc"; chmod +x "$ENGINE/runc"
   dockerd_config >"$ENGINE/dockerd.json"
   # what was there before us, so that engine_down takes away no more than we brought
-  [ -e /run/slipway-docker.before ] || { ip -o link show docker0 2>/dev/null; iptables -w -S FORWARD | head -1; } >/run/slipway-docker.before
+  [ -e /run/slipway-docker.before ] || { ip -o link show docker0 2>/dev/null || true; iptables -w -S FORWARD; } >/run/slipway-docker.before
   rm -f /run/slipway-docker.pid
   setsid dockerd --config-file "$ENGINE/dockerd.json" >"$ENGINE/dockerd.log" 2>&1 </dev/null &
   for _ in $(seq 120); do docker info >/dev/null 2>&1 && break; sleep 0.5; done
@@ -92,7 +92,7 @@ remove_leftovers() {
       for chain in $(iptables -w -t $table -S | sed -n 's/^-N \(DOCKER.*\)/\1/p'); do iptables -w -t $table -X "$chain" || true; done
     done
     ip link del docker0 2>/dev/null || true
-    if grep -q 'FORWARD ACCEPT' /run/slipway-docker.before 2>/dev/null; then iptables -w -P FORWARD ACCEPT; fi
+    if grep -q -- '-P FORWARD ACCEPT' /run/slipway-docker.before 2>/dev/null; then iptables -w -P FORWARD ACCEPT; fi
   fi
   rm -f /run/slipway-docker.before
 }

@@ -1,6 +1,7 @@
 # Shared by the scripts in hack/: where things live, progress lines, locks, hashes. Sourced, never run.
 # shellcheck shell=bash
 set -Eeuo pipefail
+trap 'say "FAILED: ${BASH_SOURCE[0]##*/}:$LINENO: $BASH_COMMAND"' ERR
 REPO=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 HACK=$REPO/hack
 BUILD=$REPO/build                                   # per clone, gitignored: kubeconfig, images.env, bin/

@@ -1,0 +1,86 @@
+#!/bin/bash
+# Builds the project's images, pushes them to the local registry, writes build/images.env and prints a table.
+#   usage: hack/images.sh [NAME...]      names: slipway-registry slipway-operator slipway-runtime slipway-runtime-torch
+# A tag is the hash of what went in (Dockerfile, lock files, sources, base), so an image already in the registry is not built.
+# SLIPWAY_IMAGE_REGISTRY: where to push instead of the local registry (with SLIPWAY_KUBECONFIG).
+source "$(dirname "$0")/lib.sh"
+source "$HACK/engine.sh"
+source "$HACK/registry.sh"
+ALL=(slipway-registry slipway-operator slipway-runtime slipway-runtime-torch)
+TO=${SLIPWAY_IMAGE_REGISTRY:-localhost:$REGISTRY_PORT}
+export DOCKER_BUILDKIT=0                             # the engine of hosts without a registry has no buildx
+
+sources() { # FOLDER: what an image of it depends on, generated files aside
+  (cd "$REPO" && find "$1/src" "$1/pyproject.toml" "$1/Dockerfile" .dockerignore hack/requirements-build.txt -type f ! -path '*/__pycache__/*' | LC_ALL=C sort)
+}
+
+# tag_of FOLDER FILE...: content hash over sources, the given lock files and the base image
+tag_of() {
+  local folder=$1 files; shift
+  mapfile -t files < <(sources "$folder")
+  { hash_of "${files[@]}" "$@"; echo "$BASE"; } | sha256sum | cut -c1-12
+}
+
+in_registry() { # NAME TAG
+  curl -sfI --noproxy '*' -o /dev/null -H 'Accept: application/vnd.docker.distribution.manifest.v2+json, application/vnd.oci.image.manifest.v1+json' \
+    "http://$TO/v2/$1/manifests/$2"
+}
+
+docker_build() { # FOLDER REF ARG...
+  local folder=$1 ref=$2 args=(); shift 2
+  [ -z "$BASE" ] || args+=(--build-arg "BASE_IMAGE=$BASE" --build-arg SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt
+    --build-arg PIP_CERT=/etc/ssl/certs/ca-certificates.crt)
+  docker build --network host -t "$ref" -f "$REPO/$folder/Dockerfile" "${args[@]}" "$@" "$REPO" >"$BUILD/build-${folder//\//-}.log" 2>&1 ||
+    { tail -20 "$BUILD/build-${folder//\//-}.log" >&2; die "docker build of $ref failed"; }
+}
+
+# make_image NAME: builds and pushes it unless it is there; sets REF
+make_image() {
+  local tag
+  case $1 in
+    slipway-registry) tag=$(registry_image); tag=${tag#*:} ;;
+    slipway-operator) tag=$(tag_of operator operator/requirements.txt) ;;
+    slipway-runtime) tag=$(tag_of runtime-image runtime-image/install.sh runtime-image/requirements.txt) ;;
+    slipway-runtime-torch) tag=$(tag_of runtime-image runtime-image/install.sh runtime-image/requirements-torch.txt) ;;
+    *) die "unknown image $1" ;;
+  esac
+  REF=$TO/$1:$tag
+  if in_registry "$1" "$tag"; then return; fi
+  say "$REF: building"
+  case $1 in
+    slipway-registry) docker tag "$1:$tag" "$REF" ;;
+    slipway-operator) docker_build operator "$REF" ;;
+    slipway-runtime) docker_build runtime-image "$REF" ;;
+    slipway-runtime-torch) docker_build runtime-image "$REF" --build-arg REQUIREMENTS=requirements-torch.txt ;;
+  esac
+  say "$REF: pushing"
+  docker push -q "$REF" >/dev/null
+}
+
+size_of() { # REF: unpacked, when the engine still has it
+  docker image inspect -f '{{.Size}}' "$1" 2>/dev/null | awk '{printf "%.0f MB", $1 / 1e6}'
+}
+
+pull_size_of() { # NAME TAG: what a node downloads
+  curl -sf --noproxy '*' -H 'Accept: application/vnd.docker.distribution.manifest.v2+json' "http://$TO/v2/$1/manifests/$2" |
+    jq -r '[.layers[].size] | add / 1e6 | round | "\(.) MB"'
+}
+
+main() {
+  local name from table='' env=''
+  use_engine
+  [ -n "${SLIPWAY_IMAGE_REGISTRY:-}" ] || registry_up
+  BASE=$("$HACK/base-image.sh")
+  for name; do
+    from=$SECONDS; make_image "$name"
+    table+=$(printf '%-22s %-13s %10s %10s %5ds' "$name" "${REF##*:}" "$(size_of "$REF")" "$(pull_size_of "$name" "${REF##*:}")" $((SECONDS - from)))$'\n'
+    env+="$(tr a-z- A-Z_ <<<"$name")_IMAGE=$REF"$'\n'
+  done
+  # an image that was not asked for keeps its line
+  for name; do sed -i "/^$(tr a-z- A-Z_ <<<"$name")_IMAGE=/d" "$BUILD/images.env" 2>/dev/null || true; done
+  printf %s "$env" >>"$BUILD/images.env"
+  printf '%-22s %-13s %10s %10s %6s\n%s' image tag unpacked pull time "$table"
+}
+
+[ $# -gt 0 ] || set -- "${ALL[@]}"
+locked images main "$@"
