@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import uuid
 from collections.abc import Iterator
 
 import pytest
 import yaml
 
-from e2e.kit import CONTEXT, ROOT, SYSTEM, Cluster, Namespace
+from e2e.kit import CONTEXT, ROOT, SYSTEM, Cluster, Namespace, drop_namespace, make_namespace
 
 VALUES = {
     "operator.image": "SLIPWAY_OPERATOR_IMAGE",
@@ -54,21 +52,6 @@ def _is_installed(cluster: Cluster, wanted: dict[str, str]) -> bool:
         return False
     values = json.loads(cluster.helm("get", "values", "slipway", "-n", SYSTEM, "-a", "-o", "json").stdout or "{}")
     return all((values.get(part) or {}).get(key) == image for (part, _, key), image in ((p.partition("."), i) for p, i in wanted.items()))
-
-
-def make_namespace(cluster: Cluster) -> Namespace:
-    """A namespace that enforces the Pod Security Standard `restricted`."""
-    name = f"e2e-{uuid.uuid4().hex[:8]}"
-    labels = {"pod-security.kubernetes.io/enforce": "restricted", "slipway.dev/e2e": "true"}
-    document = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}
-    cluster.kubectl("create", "-f", "-", stdin=json.dumps(document))
-    return Namespace(cluster, name)
-
-
-def drop_namespace(space: Namespace) -> None:
-    """Delete it without waiting; SLIPWAY_E2E_KEEP=1 leaves it for a look."""
-    if not os.environ.get("SLIPWAY_E2E_KEEP"):
-        space.cluster.run("delete", "namespace", space.name, "--wait=false")
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -207,6 +208,21 @@ class Namespace:
 
     def phase(self, pod: str) -> str:
         return str(self.get("pod", pod)["status"].get("phase"))
+
+
+def make_namespace(cluster: Cluster) -> Namespace:
+    """A namespace that enforces the Pod Security Standard `restricted`."""
+    name = f"e2e-{uuid.uuid4().hex[:8]}"
+    labels = {"pod-security.kubernetes.io/enforce": "restricted", "slipway.dev/e2e": "true"}
+    document = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}
+    cluster.kubectl("create", "-f", "-", stdin=json.dumps(document))
+    return Namespace(cluster, name)
+
+
+def drop_namespace(space: Namespace) -> None:
+    """Delete it without waiting; SLIPWAY_E2E_KEEP=1 leaves it for a look."""
+    if not os.environ.get("SLIPWAY_E2E_KEEP"):
+        space.cluster.run("delete", "namespace", space.name, "--wait=false")
 
 
 def fetch_json(url: str, body: Any = None, timeout: float = 10) -> Any:

@@ -13,14 +13,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from e2e.conftest import drop_namespace, make_namespace
 from e2e.kit import (
     MODEL,
     SIGNATURE,
     Cluster,
     Manifest,
     Namespace,
+    drop_namespace,
     evil_pickle,
+    make_namespace,
     mdep,
     model_folder,
     model_yaml,

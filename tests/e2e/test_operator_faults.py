@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 
-from e2e.conftest import drop_namespace, make_namespace
-from e2e.kit import MANAGED, SYSTEM, WEIGHT, Cluster, Namespace, mdep, model_folder, until, weights
+from e2e.kit import MANAGED, SYSTEM, WEIGHT, Cluster, Namespace, drop_namespace, make_namespace, mdep, model_folder, until, weights
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 LEASE = "slipway-operator"
