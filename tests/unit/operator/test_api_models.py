@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 from pydantic import ValidationError
+
+from integration.api.manifests import INVALID, VALID
 from slipway.api.common import parse_duration, parse_quantity
 from slipway.api.models import ModelArtifact, ModelDeployment, ModelDeploymentSpec, ModelDeploymentStatus, ServingRuntime
 from slipway.api.rules import ApiModel
-
-from integration.api.manifests import INVALID, VALID
 
 KINDS: dict[str, type[ApiModel]] = {"ModelDeployment": ModelDeployment, "ModelArtifact": ModelArtifact, "ServingRuntime": ServingRuntime}
 

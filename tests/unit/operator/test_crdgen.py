@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
+
 from slipway.crdgen import KINDS, Kind, crd, generated_files, main, root_schema, stale_files
 
 ROOT = Path(__file__).parents[3]

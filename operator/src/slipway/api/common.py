@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from decimal import Decimal, InvalidOperation
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, WithJsonSchema
+from pydantic import AfterValidator, Field, WithJsonSchema
 
 from slipway.api.rules import ApiModel, Rule, StatusModel, matches
 
@@ -42,6 +43,18 @@ def parse_quantity(value: int | str) -> Decimal:
         return Decimal(match[1]) * _SUFFIXES[match[2] or ""]
     except InvalidOperation as error:
         raise ValueError(f"{value!r} is not a quantity") from error
+
+
+def unique_names(parts: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The parts, if no two have the same name; in the cluster `x-kubernetes-list-type: map` sees to it.
+
+    Raises:
+        ValueError: Two have.
+    """
+    twice = [name for name, count in Counter(part.name for part in parts).items() if count > 1]
+    if twice:
+        raise ValueError(f"{twice[0]} is there twice; remove or rename one of them")
+    return parts
 
 
 def _is_quantity(value: int | str) -> bool:
@@ -197,6 +210,9 @@ class EnvVar(ApiModel):
         'replaced. Example: "4".',
     )
     value_from: EnvVarSource | None = Field(default=None, description="Takes the value from elsewhere, instead of value. Default: none.")
+
+
+EnvVars = Annotated[tuple[EnvVar, ...], Field(max_length=64, json_schema_extra=LIST_MAP_BY_NAME), AfterValidator(unique_names)]
 
 
 class Toleration(ApiModel):

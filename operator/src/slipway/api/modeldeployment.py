@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from slipway.api.common import ATOMIC, INT64, LIST_MAP_BY_NAME, Conditions, EnvVar, ObjectName, ResourceRequirements, Toleration
+from slipway.api.common import ATOMIC, INT64, Conditions, EnvVars, ObjectName, ResourceRequirements, Toleration
 from slipway.api.rules import ApiModel, Rule, StatusModel
 from slipway.api.source import ONNX_TARGETS, Conversion, ModelSource, Signature
 
@@ -33,7 +33,7 @@ class Serving(ApiModel):
         description="Names of the classes, in the order of the last dimension of the output, for /predict. Example: [zero, one]. "
         "Default: labels in model.yaml.",
     )
-    env: Annotated[tuple[EnvVar, ...], Field(max_length=64, json_schema_extra=LIST_MAP_BY_NAME)] | None = Field(
+    env: EnvVars | None = Field(
         default=None,
         description='Environment variables of the server container. Example: [{name: OMP_NUM_THREADS, value: "4"}]. Default: none.',
     )

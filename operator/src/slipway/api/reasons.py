@@ -21,6 +21,7 @@ class Reason(StrEnum):
     DIGEST_MISMATCH = "DigestMismatch"
     SOURCE_TOO_LARGE = "SourceTooLarge"
     MODEL_FOLDER_INVALID = "ModelFolderInvalid"
+    CREDENTIALS_MISSING = "CredentialsMissing"
     ENTRYPOINT_NOT_FOUND = "EntrypointNotFound"
     ENTRYPOINT_FAILED = "EntrypointFailed"
     ENTRYPOINT_INVALID = "EntrypointInvalid"
@@ -57,7 +58,6 @@ class Reason(StrEnum):
     VALIDATING = "Validating"
     PUBLISHING = "Publishing"
 
-    CREDENTIALS_MISSING = "CredentialsMissing"
     SOURCE_MISSING = "SourceMissing"
     IMAGE_PULL_FAILED = "ImagePullFailed"
     INSUFFICIENT_RESOURCES = "InsufficientResources"
@@ -137,6 +137,13 @@ _FOUND_BY_CONTAINERS: dict[Reason, ReasonDoc] = {
         "A file that model.yaml names is absent, model.yaml has an unknown or mistyped field, or the archive holds unsafe paths.",
         "Correct the file that the message names and push the folder again.",
         exit_code=15,
+    ),
+    R.CREDENTIALS_MISSING: ReasonDoc(
+        "A Secret that the download needs does not exist, or lacks its keys.",
+        "spec.model.credentialsSecretRef names a Secret that is not in this namespace or has none of the keys that the scheme needs.",
+        "Create the Secret in this namespace, with .dockerconfigjson for oci, or username and password, or token, for http.",
+        retried=True,
+        exit_code=16,
     ),
     R.ENTRYPOINT_NOT_FOUND: ReasonDoc(
         "The module or the callable of the entrypoint does not exist.",
@@ -305,16 +312,10 @@ _PROGRESS: dict[Reason, ReasonDoc] = {
 }
 
 _FOUND_BY_OPERATOR: dict[Reason, ReasonDoc] = {
-    R.CREDENTIALS_MISSING: ReasonDoc(
-        "A Secret that the pod needs does not exist.",
-        "spec.model.credentialsSecretRef or the registry Secret names a Secret that is not in this namespace.",
-        "Create the Secret in the namespace of the ModelDeployment; the pod then starts by itself.",
-        retried=True,
-    ),
     R.SOURCE_MISSING: ReasonDoc(
-        "The ConfigMap or the PersistentVolumeClaim of the model source does not exist.",
-        "spec.model.uri names an object that is not in this namespace.",
-        "Create the object, or correct spec.model.uri; the pod then starts by itself.",
+        "The PersistentVolumeClaim of the model source does not exist.",
+        "spec.model.uri names a claim that is not in this namespace.",
+        "Create the claim, or correct spec.model.uri; the pod then starts by itself.",
         retried=True,
     ),
     R.IMAGE_PULL_FAILED: ReasonDoc(

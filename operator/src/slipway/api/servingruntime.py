@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
-from slipway.api.common import ATOMIC, LIST_MAP_BY_NAME, EnvVar, HttpPath, Image
+from slipway.api.common import ATOMIC, LIST_MAP_BY_NAME, EnvVars, HttpPath, Image, unique_names
 from slipway.api.modeldeployment import ObservedFormat
 from slipway.api.rules import ApiModel
 
@@ -47,14 +47,14 @@ class ServingRuntimeSpec(ApiModel):
     """How the server is started and observed."""
 
     image: Image = Field(description="Image of the server. Example: ghcr.io/slipway/slipway-runtime:0.1.0.")
-    formats: Annotated[tuple[RuntimeFormat, ...], Field(min_length=1, max_length=8, json_schema_extra=LIST_MAP_BY_NAME)] = Field(
-        description="Formats that it can load. Example: [{name: ONNX}, {name: TorchScript, image: slipway-runtime-torch:0.1.0}]."
-    )
+    formats: Annotated[
+        tuple[RuntimeFormat, ...], Field(min_length=1, max_length=8, json_schema_extra=LIST_MAP_BY_NAME), AfterValidator(unique_names)
+    ] = Field(description="Formats that it can load. Example: [{name: ONNX}, {name: TorchScript, image: slipway-runtime-torch:0.1.0}].")
     command: Words | None = Field(default=None, description="Command of the container. Example: [slipway-runtime]. Default: the image's.")
     args: Words | None = Field(
         default=None, description=f'Arguments; {_PLACEHOLDERS}. Example: [serve, --model-dir, "{{{{modelDir}}}}"]. Default: the image\'s.'
     )
-    env: Annotated[tuple[EnvVar, ...], Field(max_length=64, json_schema_extra=LIST_MAP_BY_NAME)] | None = Field(
+    env: EnvVars | None = Field(
         default=None,
         description='Environment variables; those of a ModelDeployment win. Example: [{name: OMP_NUM_THREADS, value: "1"}]. Default: none.',
     )

@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, WithJsonSchema
+from pydantic import AfterValidator, Field, WithJsonSchema
 
 from slipway.api.common import (
     ATOMIC,
@@ -17,6 +17,7 @@ from slipway.api.common import (
     Percent,
     ResourceRequirements,
     SecretReference,
+    unique_names,
 )
 from slipway.api.rules import ApiModel, Rule, matches
 
@@ -192,7 +193,9 @@ class TensorSpec(ApiModel):
     )
 
 
-Tensors = Annotated[tuple[TensorSpec, ...], Field(min_length=1, max_length=32, json_schema_extra=LIST_MAP_BY_NAME)]
+Tensors = Annotated[
+    tuple[TensorSpec, ...], Field(min_length=1, max_length=32, json_schema_extra=LIST_MAP_BY_NAME), AfterValidator(unique_names)
+]
 
 
 def _are_names_unique(signature: Signature) -> bool:
