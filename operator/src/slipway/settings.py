@@ -1,0 +1,56 @@
+"""The operator's settings: environment variables that the chart sets, checked once at start."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from slipway.snapshot import Config
+
+
+def _split(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+class Settings(BaseSettings):
+    """Read from `SLIPWAY_<NAME>`; the names are those of docs/design/0001-interfaces.md."""
+
+    model_config = SettingsConfigDict(env_prefix="SLIPWAY_", frozen=True)
+
+    namespace: str = "slipway-system"
+    watch_namespaces: str = ""
+    converter_image: str = "slipway-runtime-torch"
+    runtime_image: str = "slipway-runtime"
+    registry: str = "slipway-registry.slipway-system:5000/artifacts"
+    plain_http: str = "slipway-registry.slipway-system:5000"
+    registry_secret: str = ""
+    image_pull_secrets: str = ""
+    max_source_bytes: int = 16 * 1024**3
+    log_format: Literal["json", "text"] = "text"
+    qps: float = 400
+    burst: int = 800
+    workers: int = 8
+    resync_seconds: float = 60
+    drain_seconds: int = 10
+    lease_name: str = "slipway-operator"
+    metrics_port: int = 8080
+    health_port: int = 8081
+
+    @property
+    def namespaces(self) -> tuple[str, ...]:
+        """The namespaces to watch; empty means all."""
+        return _split(self.watch_namespaces)
+
+    def config(self) -> Config:
+        """Return the part of the settings that shapes objects."""
+        return Config(
+            converter_image=self.converter_image,
+            runtime_image=self.runtime_image,
+            registry=self.registry,
+            plain_http=_split(self.plain_http),
+            registry_secret=self.registry_secret or None,
+            image_pull_secrets=_split(self.image_pull_secrets),
+            max_source_bytes=self.max_source_bytes,
+            drain_seconds=self.drain_seconds,
+        )
