@@ -59,6 +59,8 @@ class Response:
         Args:
             common: header lines every answer carries, each ended by CRLF.
         """
+        if self.status == 200 and self.content_type is JSON and not self.headers:
+            return b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n%b\r\n" % (len(self.body), common)
         extra = "".join(f"{name}: {value}\r\n" for name, value in self.headers.items())
         line = f"HTTP/1.1 {self.status} {_PHRASES.get(self.status, 'Status')}\r\n"
         own = f"{line}content-type: {self.content_type}\r\ncontent-length: {len(self.body)}\r\n{extra}"

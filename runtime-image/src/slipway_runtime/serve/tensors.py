@@ -30,6 +30,10 @@ DATATYPES = {
     "float64": "FP64",
 }
 
+# By type character, because `dtype.name` is computed in Python at every call; int64 has two characters on Linux.
+_BY_CHARACTER = {np.dtype(name).char: datatype for name, datatype in DATATYPES.items()} | {"q": "INT64", "Q": "UINT64"}
+_DTYPES = {name: np.dtype(name) for name in DATATYPES}
+
 # The kinds of numpy array (of the JSON data) that each kind of tensor accepts without losing what the client meant.
 _ACCEPTED = {"b": "b", "u": "iu", "i": "iu", "f": "iuf"}
 _KINDS = {"b": "booleans", "u": "integers", "i": "integers", "f": "numbers"}
@@ -37,7 +41,7 @@ _KINDS = {"b": "booleans", "u": "integers", "i": "integers", "f": "numbers"}
 
 def datatype_of(array: Array) -> str:
     """The protocol's name for an array's dtype; raises KeyError for one the protocol does not have."""
-    return DATATYPES[array.dtype.name]
+    return _BY_CHARACTER[array.dtype.char]
 
 
 def wire_shape(spec: TensorSpec) -> list[int]:
@@ -61,7 +65,7 @@ def array_of(name: str, data: object, dtype: str) -> Array:
     Raises:
         BadRequest: ragged lists, strings, fractions for integers, or numbers that the type cannot hold.
     """
-    target = np.dtype(dtype)
+    target = _DTYPES[dtype]
     try:
         raw = np.array(data)
     except (ValueError, OverflowError) as error:
@@ -116,14 +120,19 @@ def check_inputs(tensors: Mapping[str, Array], specs: Sequence[TensorSpec]) -> N
     Raises:
         BadRequest: names the tensor, what was expected and what came.
     """
+    if len(tensors) > len(specs) or not all(spec.name in tensors for spec in specs):
+        _check_names(tensors, specs)
+    sizes: dict[str, int] = {}
+    for spec in specs:
+        check_shape(spec, tensors[spec.name].shape, sizes)
+
+
+def _check_names(tensors: Mapping[str, Array], specs: Sequence[TensorSpec]) -> None:
     unknown = tensors.keys() - {spec.name for spec in specs}
     if unknown:
         raise BadRequest(f"unknown input '{min(unknown)}'; expected {', '.join(repr(spec.name) for spec in specs)}")
-    sizes: dict[str, int] = {}
-    for spec in specs:
-        if spec.name not in tensors:
-            raise BadRequest(f"input '{spec.name}' is missing; expected {describe(spec)}")
-        check_shape(spec, tensors[spec.name].shape, sizes)
+    missing = next(spec for spec in specs if spec.name not in tensors)
+    raise BadRequest(f"input '{missing.name}' is missing; expected {describe(missing)}")
 
 
 def check_shape(spec: TensorSpec, shape: tuple[int, ...], sizes: dict[str, int]) -> None:
