@@ -24,6 +24,7 @@ registry_up() {
     docker run -d --name $REGISTRY_NAME --restart=always -p "127.0.0.1:$REGISTRY_PORT:5000" -v "$CACHE/registry:/var/lib/registry" "$image" >/dev/null
   fi
   docker start $REGISTRY_NAME >/dev/null
+  docker network connect "$NETWORK" $REGISTRY_NAME >/dev/null 2>&1 || true   # already there, or the cluster does not exist yet
   for _ in $(seq 100); do curl -sf --noproxy '*' "http://localhost:$REGISTRY_PORT/v2/" >/dev/null && return; sleep 0.1; done
   die "the local registry does not answer on localhost:$REGISTRY_PORT"
 }

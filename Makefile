@@ -1,0 +1,75 @@
+# Slipway. `make help` lists the targets; hack/ holds what they call.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+V := .venv/bin
+export PATH := $(CURDIR)/build/bin:$(PATH)
+export PYTHONSAFEPATH := 1
+PYTEST_ARGS ?=
+
+.PHONY: help
+help: ## What the targets do
+	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z0-9-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+##@ Work
+.PHONY: setup lint type unit integration e2e test
+SETUP_INPUTS := hack/requirements-dev.txt hack/requirements-build.txt operator/pyproject.toml runtime-image/pyproject.toml
+setup: .venv/.stamp ## The virtual environment, from the hashed lock file
+.venv/.stamp: $(SETUP_INPUTS) hack/setup.sh
+	@hack/setup.sh
+
+lint: setup ## Style, imports, spelling, YAML, shell
+	$(V)/ruff check .
+	$(V)/ruff format --check .
+	$(V)/lint-imports
+	$(V)/codespell --skip='*.lock,*/requirements*.txt,*.csv,*.json,LICENSE,go.*' operator runtime-image charts docs hack tests examples *.md
+	$(V)/yamllint -c hack/yamllint.yaml .
+	@if command -v shellcheck >/dev/null; then shellcheck -x -S warning hack/*.sh .ci/run; else for f in hack/*.sh; do bash -n $$f; done; fi
+
+type: setup ## mypy, strict
+	$(V)/mypy operator/src runtime-image/src
+
+unit: setup ## No cluster, no network
+	$(V)/python -m pytest tests/unit $(PYTEST_ARGS)
+
+integration: setup ## Against a real API server (hack/apiserver.sh)
+	@hack/tools.sh kubernetes
+	$(V)/python -m pytest tests/integration $(PYTEST_ARGS)
+
+e2e: setup cluster images ## On the kind cluster
+	$(V)/python -m pytest tests/e2e $(PYTEST_ARGS)
+
+test: ## All of the above, and that generated files are current
+	@hack/timed.sh setup lint type unit integration e2e verify
+
+##@ Run
+.PHONY: demo cluster cluster-down images
+demo: setup cluster images ## The whole tour: convert, serve, roll out, with the time of each step
+	$(V)/python examples/digits/demo.py
+
+cluster: ## A kind cluster, one control plane and two workers: build/kubeconfig
+	@hack/cluster.sh up
+
+cluster-down: ## Removes what "make cluster" made
+	@hack/cluster.sh down
+
+images: ## Builds and pushes the images that changed: build/images.env
+	@hack/images.sh
+
+##@ Generate
+.PHONY: generate verify bench clean
+GENERATED := crds docs/reference
+generate: setup ## CRDs and reference pages, from the models
+	$(V)/python -m slipway.crdgen
+
+verify: generate ## Fails when a generated file is not what is checked in
+	@git diff --exit-code -- $(GENERATED)
+	@new=$$(git ls-files --others --exclude-standard -- $(GENERATED)); [ -z "$$new" ] || { echo "not checked in: $$new"; exit 1; }
+
+bench: setup ## The measurements in tests/bench
+	@hack/tools.sh kubernetes
+	$(V)/python -m pytest tests/bench --timeout=1800 -s $(PYTEST_ARGS)
+
+clean: ## Build products of this clone (the cluster and the cache stay)
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis dist out build/build-*.log
