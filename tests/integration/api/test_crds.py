@@ -86,6 +86,33 @@ def test_an_artifact_is_immutable(apiserver: ApiServer, change: dict[str, Any]) 
     )
 
 
+def test_a_whole_status_is_kept(apiserver: ApiServer) -> None:
+    row = {
+        "target": "ONNX",
+        "verdict": "Passed",
+        "maxAbsoluteError": "2.4e-07",
+        "top1AgreementPercent": 100,
+        "sizeBytes": 2**40,
+        "seconds": "1.5",
+    }
+    signature = {"inputs": [{"name": "image", "dtype": "float32", "shape": ["batch", 8]}], "outputs": []}
+    status = {
+        "observedGeneration": 1,
+        "digest": f"sha256:{'a' * 64}",
+        "format": "ONNX",
+        "candidates": [row],
+        "signature": signature,
+        "tools": {"torch": "2.9.1"},
+        "cacheHit": False,
+        "attempts": 2,
+        "retryAt": "2026-01-31T12:00:00Z",
+        "lastFailure": {"reason": "RegistryUnavailable", "message": "m", "exitCode": 50, "container": "publish"},
+    }
+    apiserver.apply({**artifact(), "metadata": {"name": "mart-ffffffffffff"}})
+    apiserver.kubectl("patch", "mart", "mart-ffffffffffff", "--subresource=status", "--type=merge", "-p", json.dumps({"status": status}))
+    assert apiserver.get("mart", "mart-ffffffffffff")["status"] == status
+
+
 def test_scale(apiserver: ApiServer) -> None:
     apiserver.apply(deployment("scaled"))
     apiserver.kubectl("scale", "mdep/scaled", "--replicas=3")

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, WithJsonSchema
 
 from slipway.api.common import ATOMIC, INT64, Conditions, Image
 from slipway.api.modeldeployment import ObservedFormat
 from slipway.api.rules import ApiModel, Rule, StatusModel
 from slipway.api.source import ONNX_TARGETS, Conversion, ModelSource, Signature
+
+# A whole number may come as one; Kubernetes APIs have no floats.
+Measured = Annotated[int | str, WithJsonSchema({"x-kubernetes-int-or-string": True})]
 
 
 class ModelArtifactSpec(ApiModel):
@@ -44,17 +47,17 @@ class CandidateStatus(StatusModel):
     verdict: Literal["Passed", "Failed", "Skipped"] = Field(description="Passed, Failed, or Skipped when an earlier candidate had passed.")
     reason: str | None = Field(default=None, description="Why it failed. Example: ParityFailed.")
     message: str | None = Field(default=None, description="Why it failed, as a sentence.")
-    max_absolute_error: str | None = Field(
+    max_absolute_error: Measured | None = Field(
         default=None, description='Largest difference of any output value. A decimal string, for example "2.4e-7".'
     )
-    top1_agreement_percent: str | None = Field(
+    top1_agreement_percent: Measured | None = Field(
         default=None, description='Samples whose largest output is at the same place, in percent. Example: "100".'
     )
-    accuracy_percent: str | None = Field(
+    accuracy_percent: Measured | None = Field(
         default=None, description='Samples that it got right, in percent; only with labels. Example: "97.5".'
     )
     size_bytes: int | None = Field(default=None, json_schema_extra=INT64, description="Size of its files in bytes. Example: 148213.")
-    seconds: str | None = Field(default=None, description='How long it took to build and check, in seconds. Example: "12.4".')
+    seconds: Measured | None = Field(default=None, description='How long it took to build and check, in seconds. Example: "12.4".')
 
 
 class ArtifactFailure(StatusModel):

@@ -97,7 +97,6 @@ class ReasonDoc:
 
 R = Reason
 
-# What the containers of the pipeline and the server find; each has its exit code.
 _FOUND_BY_CONTAINERS: dict[Reason, ReasonDoc] = {
     R.SOURCE_NOT_FOUND: ReasonDoc(
         "The model source does not exist.",

@@ -24,7 +24,7 @@ from slipway.api.rules import ApiModel, Rule, matches
 ModelFormat = Literal["PyTorch", "ONNX"]
 Target = Literal["ONNX", "TorchScript", "None"]
 Precision = Literal["Float32"]
-DType = Literal["bool", "uint8", "int8", "int16", "int32", "int64", "float16", "float32", "float64"]
+DType = Literal["bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64", "float16", "float32", "float64"]
 
 _SCHEMES = "oci|https?|configmap|pvc"
 _IDENTIFIER = "[A-Za-z_][A-Za-z0-9_]*"
