@@ -71,7 +71,11 @@ def _write_manifest(folder: Path, config: bytes, rows: dict[str, tuple[int, str]
         {"digest": f"sha256:{digest}", "size": size, "annotations": {"org.opencontainers.image.title": path}}
         for path, (size, digest) in rows.items()
     ]
-    manifest = {"schemaVersion": 2, "config": {"digest": f"sha256:{hashlib.sha256(config).hexdigest()}", "size": len(config)}, "layers": layers}
+    manifest = {
+        "schemaVersion": 2,
+        "config": {"digest": f"sha256:{hashlib.sha256(config).hexdigest()}", "size": len(config)},
+        "layers": layers,
+    }
     data = json.dumps(manifest).encode()
     (folder / "manifest.json").write_bytes(data)
     return f"sha256:{hashlib.sha256(data).hexdigest()}"
@@ -104,7 +108,13 @@ def digits_draft(**config: Any) -> Draft:
     shape = np.array([-1, 64], np.int64)
     nodes = [helper.make_node("Reshape", ["image", "shape"], ["flat"]), helper.make_node("MatMul", ["flat", "w"], ["logits"])]
     model = _onnx(nodes, ("image", ["batch", 1, 8, 8]), ("logits", ["batch", 10]), {"w": matrix, "shape": shape})
-    base = {"format": "ONNX", "entry": "model.onnx", "signature": DIGITS_SIGNATURE, "preprocessing": IMAGE, "labels": [f"d{i}" for i in range(10)]}
+    base = {
+        "format": "ONNX",
+        "entry": "model.onnx",
+        "signature": DIGITS_SIGNATURE,
+        "preprocessing": IMAGE,
+        "labels": [f"d{i}" for i in range(10)],
+    }
     return Draft({"model.onnx": model}, base | config)
 
 
