@@ -42,7 +42,7 @@ def ended(action: Callable[[], object]) -> int:
         action()
     except Failure as failure:
         log.error("%s", failure)  # noqa: TRY400 - a finding about the model, not a bug: no traceback
-        write_termination(failure.reason, failure.message, **getattr(failure, "data", {}))
+        write_termination(failure.reason, failure.message, **failure.data)
         return failure.exit_code
     except Exception as error:
         log.exception("internal error")

@@ -16,9 +16,7 @@ from slipway_runtime.reasons import Failure
 FILE_NAME = "model.yaml"
 DEFAULT_ONNX = "model.onnx"
 _MAX_BYTES = 1 << 20
-Dtype = Literal[
-    "bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64", "float16", "bfloat16", "float32", "float64"
-]
+Dtype = Literal["bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64", "float16", "float32", "float64"]
 
 
 class _Strict(BaseModel):

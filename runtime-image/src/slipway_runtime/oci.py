@@ -119,7 +119,7 @@ class _Registry(Registry):  # type: ignore[misc]
             self.auth.set_basic_auth(*credentials)
             self._basic = "Basic " + base64.b64encode(":".join(credentials).encode()).decode()
 
-    def do_request(self, url: str, method: str = "GET", headers: Any = None, **options: Any) -> requests.Response:  # type: ignore[override]
+    def do_request(self, url: str, method: str = "GET", headers: Any = None, **options: Any) -> Any:
         """Send a request, once more with credentials when the registry asks for them. `data` may be a seekable file."""
         headers = dict(headers or {}) | self.auth.get_auth_header()
         response = self.session.request(method, url, headers=headers, timeout=_TIMEOUT, **options)
@@ -194,7 +194,7 @@ class Client:
     def has_blob(self, digest: str) -> bool:
         """Say whether the registry holds a blob."""
         with self._answer("HEAD", f"{self._root}/blobs/{digest}", digest, ok=(200, 404)) as response:
-            return response.status_code == requests.codes.ok
+            return bool(response.status_code == requests.codes.ok)
 
     def blob(self, digest: str) -> bytes:
         """Get a small blob, such as a config, and check it."""

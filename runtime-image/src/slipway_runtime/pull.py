@@ -46,7 +46,11 @@ def pull(repository: str, digest: str, output: Path, plain_http: tuple[str, ...]
     with step(f"pulled {digest} from {repository}"):
         manifest = client.manifest(digest)
         _store(client, manifest, partial)
-        open_artifact(partial, digest)
+        try:
+            open_artifact(partial, digest)
+        except Failure:
+            shutil.rmtree(partial)  # or the next attempt would find the same bytes
+            raise
         shutil.rmtree(output, ignore_errors=True)
         partial.rename(output)
 
@@ -60,6 +64,8 @@ def _is_whole(output: Path, digest: str) -> bool:
 
 
 def _store(client: Client, manifest: Manifest, partial: Path) -> None:
+    if partial.exists() and not _belongs_to(partial, manifest):
+        shutil.rmtree(partial)
     partial.mkdir(parents=True, exist_ok=True)
     try:
         files = manifest_files(manifest.value)
@@ -75,6 +81,11 @@ def _store(client: Client, manifest: Manifest, partial: Path) -> None:
             raise Failure("ArtifactCorrupt", f"the manifest {manifest.digest} has a layer called {file.path}")
         if not _has(partial, file):  # an earlier attempt got this far
             client.download(f"sha256:{file.sha256}", file.size, partial / file.path)
+
+
+def _belongs_to(partial: Path, manifest: Manifest) -> bool:
+    path = partial / MANIFEST_NAME
+    return path.is_file() and path.read_bytes() == manifest.data
 
 
 def _check_is_ours(config: bytes, digest: str) -> None:

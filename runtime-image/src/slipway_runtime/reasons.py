@@ -70,6 +70,7 @@ class Failure(Exception):
         super().__init__(reason, message)
         self.reason = reason
         self.message = message
+        self.data: dict[str, Any] = {}  # further fields of the termination message
 
     def __str__(self) -> str:
         return f"{self.reason}: {self.message}"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from slipway_runtime.content_key import content_key, tool_versions
-from slipway_runtime.fetch.base import Fetched, Source
+from slipway_runtime.fetch.base import Source
 from slipway_runtime.fetch.configmap import ConfigMapSource
 from slipway_runtime.fetch.http import HttpSource
 from slipway_runtime.fetch.oci import OciSource

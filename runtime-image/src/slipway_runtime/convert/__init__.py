@@ -1,0 +1,125 @@
+"""The convert container: runs the user's code, without sockets and credentials, to build every candidate and the eager reference."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from slipway_runtime.artifact import Signature
+from slipway_runtime.candidates import (
+    CONVERT_REPORT,
+    candidate_folder,
+    failed_row,
+    passed_row,
+    summary,
+    tree_size,
+    wanted_candidates,
+)
+from slipway_runtime.modelfile import Model, parse_signature, read_model
+from slipway_runtime.reasons import Failure, write_termination
+from slipway_runtime.sandbox import Limits, deny_sockets, run_limited
+from slipway_runtime.settings import Settings, log, step, write_json
+
+# (source format, target) -> module with build(job) -> dict; imported in the process that needs it
+_BUILDERS = {
+    ("PyTorch", "ONNX"): "slipway_runtime.convert.onnx_target",
+    ("PyTorch", "TorchScript"): "slipway_runtime.convert.torchscript_target",
+    ("PyTorch", "None"): "slipway_runtime.convert.none_target",
+    ("ONNX", "None"): "slipway_runtime.convert.none_target",
+    ("ONNX", "ONNX"): "slipway_runtime.convert.none_target",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What a builder works on.
+
+    Attributes:
+        source: the model folder, read-only.
+        model: what the folder and the resource say.
+        signature: declared, or derived from an ONNX model.
+        samples: npz of input batches.
+        output: an empty folder for the candidate's files.
+    """
+
+    source: Path
+    model: Model
+    signature: Signature
+    samples: Path
+    output: Path
+
+
+def run(settings: Settings) -> None:
+    """Build the candidates.
+
+    Raises:
+        Failure: when the source itself cannot be used, or every candidate failed (then with the rows as data).
+    """
+    if settings.cached.exists():
+        write_termination("Converted", "nothing to do: the artifact is in the registry", candidates=[])
+        return
+    deny_sockets()
+    model = read_model(settings.folder, settings.spec)
+    wanted = wanted_candidates(settings.conversion, model.format)
+    if settings.spec.get("signature") is None and model.signature is None and model.format == "PyTorch":
+        raise Failure("SignatureMissing", "neither spec.signature nor model.yaml says what the PyTorch model takes and gives")
+    limits = Limits(time.monotonic() + settings.timeout, settings.timeout, "ConversionFailed")
+    _empty(settings.candidates)
+    import_module("torch" if model.format == "PyTorch" else "onnx")  # once, before the forks; holds no code of the user
+    signature = _reference(settings, model, limits)
+    rows = [_row(settings, model, signature, limits, number) for number in range(len(wanted))]
+    write_json(settings.candidates / CONVERT_REPORT, {"candidates": rows, "signature": signature.to_json(), "format": model.format})
+    if all(row["verdict"] == "Failed" for row in rows):
+        raise summary(rows, "ConversionFailed")
+    built = sum(row["verdict"] == "Passed" for row in rows)
+    write_termination("Converted", f"built {built} of {len(rows)} candidates", candidates=rows)
+
+
+def _empty(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in folder.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _reference(settings: Settings, model: Model, limits: Limits) -> Signature:
+    kind = "pytorch" if model.format == "PyTorch" else "onnx"
+    module = f"slipway_runtime.convert.{kind}_reference"
+    with step("computed the reference outputs of the source model"):
+        result = run_limited("the source model", lambda: import_module(module).prepare(settings, model), limits)
+    log.info("reference: peak memory %d MiB", result.peak_bytes >> 20)
+    return parse_signature(result.value["signature"])
+
+
+def _row(settings: Settings, model: Model, signature: Signature, limits: Limits, number: int) -> dict[str, Any]:
+    target, precision = wanted_candidates(settings.conversion, model.format)[number]
+    output = candidate_folder(settings.candidates, number, target)
+    output.mkdir()
+    job = Job(settings.folder, model, signature, settings.candidates / "samples.npz", output)
+    start = time.monotonic()
+    try:
+        builder = _builder(model.format, target, precision)
+        result = run_limited(f"the {target} candidate", partial(_build, builder, job), limits)
+    except Failure as failure:
+        log.error("candidate %d, %s: %s (%.1f s)", number, target, failure, time.monotonic() - start)
+        shutil.rmtree(output)
+        return failed_row(target, precision, failure, seconds=round(time.monotonic() - start, 1))
+    size = tree_size(output)
+    log.info("candidate %d, %s: %d bytes, peak memory %d MiB (%.1f s)", number, target, size, result.peak_bytes >> 20, result.seconds)
+    return passed_row(target, precision, "Converted", sizeBytes=size, seconds=round(result.seconds, 1)) | result.value
+
+
+def _build(builder: str, job: Job) -> dict[str, Any]:
+    return dict(import_module(builder).build(job))
+
+
+def _builder(source_format: str, target: str, precision: str) -> str:
+    if precision != "Float32":
+        raise Failure("UnsupportedConversion", f"precision {precision} is not available; Float32 is")
+    if (source_format, target) not in _BUILDERS:
+        raise Failure("UnsupportedConversion", f"a {source_format} model cannot be converted to {target}")
+    return _BUILDERS[source_format, target]

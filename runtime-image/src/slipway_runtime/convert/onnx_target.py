@@ -1,0 +1,85 @@
+"""PyTorch to ONNX by the dynamo exporter, with the named dims dynamic."""
+
+from __future__ import annotations
+
+import logging
+import re
+import traceback
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from slipway_runtime.artifact import Signature
+from slipway_runtime.convert import Job
+from slipway_runtime.convert.eager import flattened, source_module, tensors
+from slipway_runtime.convert.onnx_files import checked_model
+from slipway_runtime.model_source import described, first_line
+from slipway_runtime.reasons import Failure
+from slipway_runtime.samples import read_batches
+
+_ENTRY = "model.onnx"
+_PROTOBUF_LIMIT = 1 << 30  # a protobuf may have 2 GiB; half of it leaves room for what the optimizer folds
+_NO_FUNCTION = re.compile(r"No ONNX function found for <OpOverload\(op='([^']+)', overload='([^']+)'\)>")
+_CHAIN = 8
+
+
+def build(job: Job) -> dict[str, Any]:
+    """Export, check, and say what to load.
+
+    Raises:
+        Failure: UnsupportedOperator with its name, or ConversionFailed with the exporter's innermost cause.
+    """
+    module = source_module(job.source, job.model)
+    example = tensors(read_batches(job.samples)[-1], job.signature)  # the last batch: of more than one sample, as 1 would be frozen
+    module = flattened(module, example, job.signature)
+    shapes = dynamic_shapes(job.signature)
+    options: dict[str, Any] = {"dynamic_shapes": (shapes,) if type(module).__name__ == "Flat" else shapes} if any(shapes) else {}
+    size = sum(tensor.numel() * tensor.element_size() for tensor in module.state_dict().values())
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            _export(module, example, job, external_data=size > _PROTOBUF_LIMIT, **options)
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise _finding(error, job.source) from error
+    checked_model(job.output, _ENTRY)
+    return {"format": "ONNX", "entry": _ENTRY}
+
+
+def _export(module: torch.nn.Module, example: tuple[torch.Tensor, ...], job: Job, **options: Any) -> None:
+    torch.onnx.export(
+        module,
+        example,
+        str(job.output / _ENTRY),
+        dynamo=True,
+        input_names=[spec.name for spec in job.signature.inputs],
+        output_names=[spec.name for spec in job.signature.outputs],
+        verbose=False,
+        **options,
+    )
+
+
+def dynamic_shapes(signature: Signature) -> tuple[dict[int, Any], ...]:
+    """Return torch.export's dynamic_shapes: one dict an input, the same Dim for the same name."""
+    dims = {dim: torch.export.Dim(re.sub(r"\W", "_", dim)) for spec in signature.inputs for dim in spec.shape if isinstance(dim, str)}
+    return tuple({axis: dims[dim] for axis, dim in enumerate(spec.shape) if isinstance(dim, str)} for spec in signature.inputs)
+
+
+def _finding(error: BaseException, folder: Path) -> Failure:
+    causes = [error]
+    while len(causes) < _CHAIN and causes[-1].__cause__ is not None:
+        causes.append(causes[-1].__cause__)
+    text = "".join(traceback.format_exception(error))
+    operator = _NO_FUNCTION.search(text)
+    if operator:
+        return Failure("UnsupportedOperator", f"ONNX has no counterpart of {operator[1]}.{operator[2]}")
+    inner = causes[-1]
+    if "data-dependent" in str(inner):
+        place = re.findall(r"File: ([^,\n]+), code: ([^\n]+)", text)
+        where = f" at {Path(place[-1][0].split(' ')[0]).name}: {place[-1][1]}" if place else f": {described(inner, folder)[:300]}"
+        return Failure("ConversionFailed", f"control flow that depends on values cannot be exported{where}")
+    return Failure("ConversionFailed", f"torch.onnx: {first_line(inner)[:600]}")

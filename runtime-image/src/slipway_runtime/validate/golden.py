@@ -1,0 +1,44 @@
+"""Golden data: inputs and what the candidate made of them here, which every serving node must reproduce before it is ready.
+
+The tolerance is 1e-4 of the largest output (at least 1e-4): Float32 kernels chosen for another CPU differ by some 1e-6 of the scale,
+a wrong file or a broken kernel by far more than 1e-4.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from slipway_runtime.artifact import Signature
+from slipway_runtime.samples import Batch, is_batched
+from slipway_runtime.settings import write_json
+
+MAX_SAMPLES = 8
+_TOLERANCE = 1e-4
+INPUTS = "golden/inputs.npz"
+OUTPUTS = "golden/outputs.npz"
+
+
+def write_golden(folder: Path, samples: list[Batch], outputs: list[Batch], signature: Signature) -> None:
+    """Write golden/inputs.npz, golden/outputs.npz and golden.json ({maxAbsoluteError}).
+
+    Args:
+        folder: created.
+        samples: batches of inputs; the last is used, cut to 8 samples where the batch is dynamic.
+        outputs: the candidate's.
+        signature: which tensors have a batch axis.
+    """
+    (folder / "golden").mkdir(parents=True, exist_ok=True)
+    dim = signature.inputs[0].shape[:1]
+    cut = bool(dim) and isinstance(dim[0], str)
+    batched = {spec.name for spec in (*signature.inputs, *signature.outputs) if spec.shape[:1] == dim or is_batched(spec, signature)}
+
+    def shortened(batch: Batch) -> Batch:
+        return {name: array[:MAX_SAMPLES] if cut and name in batched else array for name, array in batch.items()}
+
+    golden = shortened(outputs[-1])
+    np.savez(folder / INPUTS, **shortened(samples[-1]))  # type: ignore[arg-type]
+    np.savez(folder / OUTPUTS, **golden)  # type: ignore[arg-type]
+    scale = max((float(np.abs(array.astype(np.float64)).max(initial=0.0)) for array in golden.values()), default=0.0)
+    write_json(folder / "golden.json", {"maxAbsoluteError": _TOLERANCE * max(1.0, scale)})

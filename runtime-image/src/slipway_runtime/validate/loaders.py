@@ -1,0 +1,86 @@
+"""Loads a candidate as the server does, and gives a function from named inputs to named outputs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from slipway_runtime.artifact import Signature
+from slipway_runtime.reasons import Failure
+from slipway_runtime.samples import Batch
+
+Runner = Callable[[Batch], Batch]
+
+
+def load(folder: Path, built: dict[str, Any], signature: Signature) -> Runner:
+    """Load a candidate.
+
+    Args:
+        folder: its files.
+        built: format, entry, and for PyTorch entrypoint, arguments and weights.
+        signature: names and order of the tensors.
+
+    Raises:
+        Failure: ValidationFailed when it cannot be loaded; PyTorch: the reasons of the entrypoint.
+    """
+    if built["format"] == "ONNX":
+        return onnx_runner(onnx_session(folder / built["entry"]))
+    if built["format"] == "TorchScript":
+        return _torchscript(folder / built["entry"], signature)
+    return _eager(folder, built, signature)
+
+
+def onnx_session(path: Path) -> Any:
+    """Open an ONNX file on the CPU; raises Failure ValidationFailed."""
+    import onnxruntime  # noqa: PLC0415 - heavy, and only where needed
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = max(1, len(os.sched_getaffinity(0)))
+    options.log_severity_level = 3
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise Failure("ValidationFailed", f"onnxruntime cannot load {path.name}: {' '.join(str(error).split())[:400]}") from error
+
+
+def onnx_runner(session: Any) -> Runner:
+    """Return the function that runs a session; it raises Failure ValidationFailed."""
+    names = [output.name for output in session.get_outputs()]
+
+    def run(batch: Batch) -> Batch:
+        try:
+            return dict(zip(names, session.run(names, batch), strict=True))
+        except Exception as error:
+            shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in batch.items())
+            raise Failure("ValidationFailed", f"onnxruntime fails on {shapes}: {' '.join(str(error).split())[:400]}") from error
+
+    return run
+
+
+def _torchscript(path: Path, signature: Signature) -> Runner:
+    import torch  # noqa: PLC0415
+
+    from slipway_runtime.convert.eager import call  # noqa: PLC0415
+
+    try:
+        module = torch.jit.load(str(path), map_location="cpu").eval()
+    except Exception as error:
+        raise Failure("ValidationFailed", f"torch.jit cannot load {path.name}: {' '.join(str(error).split())[:400]}") from error
+    return lambda batch: _as_validation(lambda: call(module, batch, signature, path.parent))
+
+
+def _eager(folder: Path, built: dict[str, Any], signature: Signature) -> Runner:
+    from slipway_runtime.convert.eager import call  # noqa: PLC0415
+    from slipway_runtime.model_source import build_module  # noqa: PLC0415
+
+    module = build_module(folder, built["entrypoint"], built.get("arguments") or {}, built.get("weights"))
+    return lambda batch: _as_validation(lambda: call(module, batch, signature, folder))
+
+
+def _as_validation(action: Callable[[], Batch]) -> Batch:
+    try:
+        return action()
+    except Failure as failure:
+        raise Failure("ValidationFailed", failure.message) from failure
