@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from slipway import events, names
 from slipway.cluster import Cluster, NotFound
 from slipway.leader import Leader
+from slipway.plan.objects import owner
 from slipway.snapshot import Decision, Manifest, ObjectRef
 from slipway.store import Store, identity
 
@@ -22,6 +23,17 @@ class NotLeaderError(Exception):
 
 class NotOursError(Exception):
     """A name that we need belongs to somebody else."""
+
+
+async def apply_shipped(cluster: Cluster, manifests: Sequence[Manifest], cluster_role: str) -> None:
+    """Apply the ServingRuntimes that come with the chart, owned by its ClusterRole, so that an uninstall collects them.
+
+    Helm cannot install them itself: their kind comes with the same release.
+    """
+    references = [owner(await cluster.get("ClusterRole", None, cluster_role), controller=False)] if cluster_role else []
+    for manifest in manifests:
+        await cluster.apply({**manifest, "metadata": {**manifest["metadata"], "ownerReferences": references}})
+        LOG.info("applied object=%s/%s", manifest["kind"], manifest["metadata"]["name"])
 
 
 class Writer:

@@ -32,6 +32,7 @@ PLURALS = {
     "Pod": "api/v1/{}pods",
     "Event": "api/v1/{}events",
     "Job": "apis/batch/v1/{}jobs",
+    "ClusterRole": "apis/rbac.authorization.k8s.io/v1/{}clusterroles",
     "Lease": "apis/coordination.k8s.io/v1/{}leases",
 }
 

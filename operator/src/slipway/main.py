@@ -9,14 +9,17 @@ import logging
 import os
 import socket
 import sys
+from pathlib import Path
 from typing import Any
 
 import kopf
 import uvloop
+import yaml
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from slipway.cluster import Cluster
+from slipway.apply import apply_shipped
+from slipway.cluster import ApiError, Cluster
 from slipway.handlers import configure, register
 from slipway.leader import Leader
 from slipway.queue import KeyQueue
@@ -26,6 +29,7 @@ from slipway.store import Store
 from slipway.worker import Worker
 
 LOG = logging.getLogger("slipway")
+SHIPPED_RETRY_SECONDS = 3.0
 
 
 class JsonFormatter(logging.Formatter):
@@ -77,6 +81,7 @@ async def run(settings: Settings) -> None:
     runners = [await _serve(settings, resync, ready)]
     tasks = [asyncio.create_task(leader.run()), asyncio.create_task(resync.run())]
     tasks += [asyncio.create_task(Worker(cluster, store, queue, leader, settings.config()).run()) for _ in range(settings.workers)]
+    tasks.append(asyncio.create_task(_apply_shipped(cluster, leader, settings)))
     try:
         await kopf.operator(
             registry=registry,
@@ -92,6 +97,23 @@ async def run(settings: Settings) -> None:
         for runner in runners:
             await runner.cleanup()
         await cluster.close()
+
+
+async def _apply_shipped(cluster: Cluster, leader: Leader, settings: Settings) -> None:
+    """Apply the shipped ServingRuntimes once this replica leads; a failure is tried again until it works."""
+    if not settings.serving_runtimes:
+        return
+    text = await asyncio.to_thread(Path(settings.serving_runtimes).read_text)
+    manifests = [manifest for manifest in yaml.safe_load_all(text) if manifest]
+    while True:
+        await leader.elected.wait()
+        try:
+            await apply_shipped(cluster, manifests, settings.cluster_role)
+        except ApiError as error:
+            LOG.warning("ServingRuntimes not applied yet: %s", error.message)
+            await asyncio.sleep(SHIPPED_RETRY_SECONDS)
+        else:
+            return
 
 
 async def _serve(settings: Settings, resync: Resync, ready: asyncio.Event) -> web.AppRunner:

@@ -33,6 +33,8 @@ class Settings(BaseSettings):
     workers: int = 8
     resync_seconds: float = 60
     drain_seconds: int = 10
+    serving_runtimes: str = ""  # a YAML file of ServingRuntimes that the leader applies
+    cluster_role: str = ""  # their owner: with it they are collected
     lease_name: str = "slipway-operator"
     metrics_port: int = 8080
     health_port: int = 8081

@@ -1,0 +1,48 @@
+{{- define "slipway.labels" -}}
+app.kubernetes.io/part-of: slipway
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
+{{- end -}}
+
+{{- define "slipway.registryHost" -}}
+slipway-registry.{{ .Release.Namespace }}:5000
+{{- end -}}
+
+{{- define "slipway.containerSecurity" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+runAsNonRoot: true
+runAsUser: 65532
+capabilities: {drop: [ALL]}
+seccompProfile: {type: RuntimeDefault}
+{{- end -}}
+
+{{- define "slipway.podSecurity" -}}
+runAsNonRoot: true
+runAsUser: 65532
+runAsGroup: 65532
+fsGroup: 65532
+seccompProfile: {type: RuntimeDefault}
+{{- end -}}
+
+{{- define "slipway.pullSecrets" -}}
+{{- with .Values.imagePullSecrets }}
+imagePullSecrets:
+{{- range . }}
+  - name: {{ . }}
+{{- end }}
+{{- end }}
+{{- end -}}
+
+{{/* What the operator may do in the namespaces it watches: the verbs it uses and no others. */}}
+{{- define "slipway.rules" -}}
+- {apiGroups: [slipway.dev], resources: [modeldeployments], verbs: [get, list, watch]}
+- {apiGroups: [slipway.dev], resources: [modeldeployments/status, modelartifacts/status], verbs: [update]}
+- {apiGroups: [slipway.dev], resources: [modelartifacts], verbs: [get, list, watch, create, patch, delete]}
+- {apiGroups: [apps], resources: [deployments], verbs: [get, list, watch, create, patch, delete]}
+- {apiGroups: [""], resources: [services], verbs: [get, list, watch, create, patch, delete]}
+- {apiGroups: [batch], resources: [jobs], verbs: [get, list, watch, create, patch, delete]}
+- {apiGroups: [""], resources: [pods], verbs: [get, list, watch]}
+- {apiGroups: [""], resources: [events], verbs: [get, list, create, patch]}
+{{- end -}}
