@@ -8,7 +8,7 @@ python3 -m venv "$tools"
 [ -e /opt/venv ] || python3 -m venv --without-pip /opt/venv
 awk -v pattern="$2" '/^[a-zA-Z]/ { keep = $0 ~ pattern } keep' "$1" >"$tools/requirements.txt"
 # bytecode now: the containers' file system is read-only, and compiling torch anew takes seconds at each start
-PYC_INVALIDATION_MODE=unchecked-hash "$tools/bin/uv" pip install -q --python /opt/venv/bin/python --no-cache --no-deps --compile-bytecode \
+PYC_INVALIDATION_MODE=UNCHECKED_HASH "$tools/bin/uv" pip install -q --python /opt/venv/bin/python --no-cache --no-deps --compile-bytecode \
   --require-hashes -r "$tools/requirements.txt"
 # static libraries and the packages' own tests are of no use to a running program
 find /opt/venv -name '*.a' -delete
