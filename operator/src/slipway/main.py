@@ -89,6 +89,7 @@ async def run(settings: Settings) -> None:
             clusterwide=not settings.namespaces,
             namespaces=settings.namespaces,
             ready_flag=ready,
+            identity=kopf.Identity(leader.identity),  # or kopf asks for the name of a user that the image does not have
         )
     finally:
         for task in tasks:
