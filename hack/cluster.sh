@@ -7,7 +7,7 @@
 source "$(dirname "$0")/lib.sh"
 source "$HACK/engine.sh"
 source "$HACK/registry.sh"
-BIN=$BUILD/bin CLUSTER=slipway CONFIG=$BUILD/kubeconfig
+BIN=$BUILD/bin CLUSTER=slipway CONFIG=$BUILD/kubeconfig WANT=$(grep -c "^- role:" "$REPO/kind-config.yaml")
 export PATH=$BIN:$PATH KUBECONFIG=$CONFIG KIND_EXPERIMENTAL_DOCKER_NETWORK=$NETWORK
 
 # An explicitly given cluster is used only when its context is named too.
@@ -73,9 +73,9 @@ up() {
   if external; then say "using context $SLIPWAY_CONTEXT"; return; fi
   [ -x "$BIN/kind" ] && [ -x "$BIN/registry" ] || "$HACK/tools.sh"
   use_engine
-  if [ "$(running | wc -l)" != 3 ] || [ "$(docker inspect -f '{{.State.Running}}' $REGISTRY_NAME 2>/dev/null)" != true ] || ! answers 5; then
+  if [ "$(running | wc -l)" != "$WANT" ] || [ "$(docker inspect -f '{{.State.Running}}' $REGISTRY_NAME 2>/dev/null)" != true ] || ! answers 5; then
     timed "local registry" registry_up
-    [ "$(running | wc -l)" = 3 ] && kind export kubeconfig --name $CLUSTER -q && answers 30 || revive || timed "kind create cluster" create
+    [ "$(running | wc -l)" = "$WANT" ] && kind export kubeconfig --name $CLUSTER -q && answers 30 || revive || timed "kind create cluster" create
     timed "wire the registry" registry_hosts
   fi
   only_ours

@@ -9,7 +9,7 @@ OWN_SOCKET=unix:///run/slipway-docker.sock
 SERVICES=10.96.0.0/16 PODS=10.244.0.0/16            # kind's defaults
 
 upstream_node_image() { # the image of this version of kind
-  local dir; dir=$(cd "$HACK/tools/kind" && go list -m -f '{{.Dir}}' sigs.k8s.io/kind)
+  local dir; dir=$(cd "$HACK/tools/kind" && go mod download sigs.k8s.io/kind && go list -m -f '{{.Dir}}' sigs.k8s.io/kind)
   sed -n 's/^const Image = "\(.*\)"/\1/p' "$dir/pkg/apis/config/defaults/image.go"
 }
 
@@ -62,6 +62,7 @@ guard() { # -I to add, -D to remove
 }
 
 start_own() {
+  [ "$(id -u)" = 0 ] || die "no Docker answers that can pull kind's node image, and a daemon of our own needs root"
   apt_install docker.io containerd runc jq iptables iproute2
   mkdir -p "$ENGINE" /lib/modules                   # kind mounts /lib/modules into the nodes
   runc_wrapper >"$ENGINE/runc"; chmod +x "$ENGINE/runc"

@@ -1,5 +1,5 @@
 # Shared by the scripts in hack/: where things live, progress lines, locks, hashes. Sourced, never run.
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2034
 set -Eeuo pipefail
 trap 'say "FAILED: ${BASH_SOURCE[0]##*/}:$LINENO: $BASH_COMMAND"' ERR
 REPO=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -7,6 +7,7 @@ HACK=$REPO/hack
 BUILD=$REPO/build                                   # per clone, gitignored: kubeconfig, images.env, bin/
 CACHE=${SLIPWAY_CACHE:-$HOME/.cache/slipway}        # shared by all clones, keyed by content hash
 mkdir -p "$BUILD" "$CACHE"
+export PATH=$PATH:/usr/local/go/bin:/usr/sbin
 
 # say TEXT: a progress line with the seconds since the script began
 say() { printf '[%s +%4ds] %s\n' "$(date +%T)" "$SECONDS" "$*" >&2; }

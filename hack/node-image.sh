@@ -8,7 +8,7 @@ PACKAGES=systemd,systemd-sysv,conntrack,iptables,nftables,iproute2,ethtool,kmod,
 PACKAGES+=,containerd,runc,containernetworking-plugins
 LIB=usr/lib/x86_64-linux-gnu
 
-module_dir() { (cd "$HACK/tools/$1" && go list -m -f '{{.Dir}}' "$2"); }
+module_dir() { (cd "$HACK/tools/$1" && go mod download "$2" && go list -m -f '{{.Dir}}' "$2"); }
 
 # The Debian tree, unpacked once and kept pristine.
 rootfs() {

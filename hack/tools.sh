@@ -7,7 +7,6 @@ source "$HACK/tools/build.sh"
 ALL=(kubernetes coredns kind helm registry local-path-provisioner pause)
 
 go_check() {
-  export PATH=$PATH:/usr/local/go/bin
   command -v go >/dev/null || die "Go 1.24 or later is needed to build the tools (https://go.dev/dl)"
 }
 
