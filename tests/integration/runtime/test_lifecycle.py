@@ -110,8 +110,8 @@ def test_sigterm_under_load_loses_no_request(start, draft, width):
         client.start()
     time.sleep(1.0)
     server.terminate()
-    ready = wait_for(lambda: server.get("/v2/health/ready"))
-    assert (ready.status, ready.json["reason"], ready.headers["connection"]) == (503, "draining", "close")
+    ready = wait_for(lambda: (answer := server.get("/v2/health/ready")).status == 503 and answer)
+    assert (ready.json["reason"], ready.headers["connection"]) == ("draining", "close")
     assert server.wait() == 0
     for client in clients:
         client.join(20)

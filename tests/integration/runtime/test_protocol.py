@@ -88,7 +88,8 @@ def test_infer_equals_numpy_and_metrics_count_it(server):
 
 def test_pipelined_answers_keep_the_order_of_the_requests(start):
     server = start(sleeper_draft(0.0), "--lanes", "4").wait_ready()
-    received = server.raw(b"".join(post(body_of(value, width=1)) for value in (-0.3, 0.0, -0.1, 0.0)))
+    requests = [post(body_of(value, width=1)) for value in (-0.3, 0.0, -0.1)] + [post(body_of(0.0, width=1), "Connection: close")]
+    received = server.raw(b"".join(requests), end=False)
     assert received.count(b"HTTP/1.1 200 OK") == 4
     order = [received.index(b'"data":[' + value) for value in (b"-0.6", b"-0.2")]
     assert order == sorted(order)
@@ -103,8 +104,10 @@ def test_chunked_body_and_expect_continue(server):
 
 
 def test_an_offer_to_upgrade_is_declined_by_answering(server):
-    received = server.raw(post(body_of(1.0), "Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAAA"))
-    assert received.startswith(b"HTTP/1.1 200 OK")
+    offer = ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAAA")
+    assert server.raw(post(body_of(1.0), *offer)).startswith(b"HTTP/1.1 200 OK")
+    get = "\r\n".join(["GET /v2 HTTP/1.1", "Host: h", *offer]).encode() + b"\r\n\r\n"
+    assert server.raw(get + post(body_of(1.0), "Connection: close"), end=False).count(b"HTTP/1.1 200 OK") == 2
 
 
 def test_limits(start):

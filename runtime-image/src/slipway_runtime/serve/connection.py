@@ -130,10 +130,7 @@ class Connection(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
-            # An offer to change protocols (Java's client, curl --http2) that we decline by just answering.
-            self._parser = httptools.HttpRequestParser(self)
-            if rest := data[upgrade.args[0] :]:
-                self.data_received(rest)
+            self._decline_upgrade(data[upgrade.args[0] :])
             return
         except httptools.HttpParserError as error:
             self._refuse(HttpError(400, f"malformed HTTP: {error}"))
@@ -141,13 +138,22 @@ class Connection(asyncio.Protocol):
         if self._in_headers:
             self._count_header_bytes(len(data))
 
+    def _decline_upgrade(self, rest: bytes) -> None:
+        """Go on in HTTP/1.1: an offer to change protocols (Java's client, curl --http2) is declined by just answering.
+
+        The parser stops before the body of such a request, so a new one is given the head again, without the offer.
+        """
+        head = b""
+        if self._framing and not self._discarding:
+            method, kind = self._parser.get_method(), self._request.content_type.encode("latin-1")
+            head = b"%b %b HTTP/1.1\r\ncontent-type: %b\r\n%b\r\n\r\n" % (method, self._target, kind, self._framing)
+        self._parser = httptools.HttpRequestParser(self)
+        if head or rest:
+            self.data_received(head + rest)
+
     def eof_received(self) -> bool:
-        """The client has sent all; keep our half open until it has its answers."""
-        if not self._pending:
-            return False
-        self._discarding = True
-        self._pending[-1].keep_alive = False
-        return True
+        """The client has gone: close, and let queued work for it be skipped (nginx and Go take an end of input so too)."""
+        return False
 
     def pause_writing(self) -> None:
         """The client does not read its answers: stop reading its requests."""
@@ -170,6 +176,7 @@ class Connection(asyncio.Protocol):
         self._body = []
         self._request = Request("", "")
         self._target = b""
+        self._framing = b""
         self._expects_continue = False
 
     def on_url(self, url: bytes) -> None:
@@ -185,6 +192,9 @@ class Connection(asyncio.Protocol):
             self._expects_continue = value.lower() == b"100-continue"
         elif length == 14 and name.lower() == b"content-length":
             self._body_bytes = int(value) if value.isdigit() else 0
+            self._framing = b"content-length: " + value
+        elif length == 17 and name.lower() == b"transfer-encoding":
+            self._framing = b"transfer-encoding: " + value
         elif length == 31 and name.lower() == b"inference-header-content-length":
             self._request.binary_header = True
 
@@ -211,6 +221,8 @@ class Connection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         """Hand the request over."""
+        if self._framing and self._parser.should_upgrade():
+            return
         self._in_message = False
         if self._discarding:
             return
