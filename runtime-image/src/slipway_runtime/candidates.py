@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ SAMPLES = "samples.npz"
 REFERENCE = "reference.npz"
 LABELS = "labels.npz"
 _MAX_ROW_MESSAGE = 300
-TARGETS = ("ONNX", "TorchScript", "None")
+BUILD_KEYS = ("format", "entry", "entrypoint", "arguments", "weights")  # of a row of convert.json, not of the status
 
 
 def wanted_candidates(conversion: Mapping[str, Any], source_format: str) -> list[tuple[str, str]]:
@@ -60,3 +61,11 @@ def _shown(numbers: Mapping[str, Any]) -> dict[str, Any]:
 def tree_size(folder: Path) -> int:
     """Return the bytes of the files in a folder."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def read_report(path: Path) -> dict[str, Any]:
+    """Read what an earlier container wrote; raises Failure ValidationFailed when it is not there."""
+    try:
+        return dict(json.loads(path.read_text()))
+    except (OSError, ValueError) as error:
+        raise Failure("ValidationFailed", f"the report of an earlier step, {path.name}, cannot be read: {error}") from error

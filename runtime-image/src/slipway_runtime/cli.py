@@ -31,6 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if parsed.command == "serve":
         return int(import_module("slipway_runtime.serve.main").run(parsed))
     logging.basicConfig(level=logging.INFO, format=f"%(asctime)s {parsed.command}: %(message)s", stream=sys.stderr)
+    for name in ("onnx_ir", "onnxscript", "torch.onnx", "oras"):
+        logging.getLogger(name).setLevel(logging.WARNING)  # they tell each rewrite of the graph
     if parsed.command == "pull":
         return ended(lambda: import_module("slipway_runtime.pull").run(parsed))
     return ended(lambda: import_module(f"slipway_runtime.{parsed.command}").run(settings_from_environment()))

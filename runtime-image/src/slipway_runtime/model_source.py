@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from slipway_runtime.reasons import Failure
+from slipway_runtime.reasons import Failure, first_line
 
 _SHOWN_KEYS = 3
 _GLOBAL = re.compile(r"(?:Unsupported global: GLOBAL|Unsupported class|WeightsUnpickler error: Unsupported class|call to) ([\w.]+)")
@@ -201,9 +201,3 @@ def _keys(found: Any) -> str:
     listed: Sequence[str] = list(found)
     more = f" and {len(listed) - _SHOWN_KEYS} more" if len(listed) > _SHOWN_KEYS else ""
     return ", ".join(listed[:_SHOWN_KEYS]) + more
-
-
-def first_line(error: BaseException) -> str:
-    """Return the type and first line of an exception's text, which is what a condition has room for."""
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0].strip() if lines else ''}".rstrip(": ")

@@ -295,7 +295,7 @@ class Client:
     def _send(self, method: str, url: str, attempts: int | None, options: dict[str, Any]) -> requests.Response:
         for attempt in range(attempts or len(RETRY_DELAYS) + 1):
             try:
-                response = self._registry.do_request(url, method, **options)
+                response: requests.Response = self._registry.do_request(url, method, **options)
             except (*_BROKEN, requests.RequestException) as error:
                 if attempts == 1 and isinstance(error, _BROKEN):
                     raise

@@ -17,7 +17,7 @@ from slipway_runtime.artifact import (
     file_sha256,
     safe_path,
 )
-from slipway_runtime.candidates import VALIDATE_REPORT, candidate_folder
+from slipway_runtime.candidates import VALIDATE_REPORT, candidate_folder, read_report
 from slipway_runtime.content_key import canonical_json
 from slipway_runtime.fetch import REPORT as FETCH_REPORT
 from slipway_runtime.fetch import artifact_client
@@ -25,7 +25,6 @@ from slipway_runtime.modelfile import read_model
 from slipway_runtime.oci import Client, Manifest
 from slipway_runtime.reasons import Failure, write_termination
 from slipway_runtime.settings import Settings, step
-from slipway_runtime.validate import read_report
 
 File = tuple[str, Path]
 

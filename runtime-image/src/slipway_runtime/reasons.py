@@ -128,6 +128,12 @@ def shortened(text: str, limit: int) -> str:
     return f"{text[:head]} … {text[-(limit - head - 3) :]}"
 
 
+def first_line(error: BaseException) -> str:
+    """Return the type and first line of an exception's text, which is what a condition has room for."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0].strip() if lines else ''}".rstrip(": ")
+
+
 def _short_message(limit: int) -> Callable[[dict[str, Any]], dict[str, Any]]:
     return lambda value: value | {"message": shortened(str(value["message"]), limit)}
 

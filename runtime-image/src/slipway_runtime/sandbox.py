@@ -23,8 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from slipway_runtime.model_source import first_line
-from slipway_runtime.reasons import Failure
+from slipway_runtime.reasons import Failure, first_line
 
 log = logging.getLogger("slipway")
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from slipway_runtime.artifact import Signature
 from slipway_runtime.candidates import (
+    BUILD_KEYS,
     CONVERT_REPORT,
     candidate_folder,
     failed_row,
@@ -77,7 +78,8 @@ def run(settings: Settings) -> None:
     if all(row["verdict"] == "Failed" for row in rows):
         raise summary(rows, "ConversionFailed")
     built = sum(row["verdict"] == "Passed" for row in rows)
-    write_termination("Converted", f"built {built} of {len(rows)} candidates", candidates=rows)
+    shown = [{key: value for key, value in row.items() if key not in BUILD_KEYS} for row in rows]
+    write_termination("Converted", f"built {built} of {len(rows)} candidates", candidates=shown)
 
 
 def _empty(folder: Path) -> None:

@@ -16,7 +16,7 @@ from slipway_runtime.reasons import Failure
 from slipway_runtime.samples import Array, Batch
 
 
-class Flat(torch.nn.Module):
+class Flat(torch.nn.Module):  # type: ignore[misc]
     """A module whose dict of outputs is given as a tuple, in the order of the signature, which export formats need."""
 
     def __init__(self, inner: torch.nn.Module, names: Sequence[str]) -> None:

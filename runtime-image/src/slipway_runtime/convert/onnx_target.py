@@ -15,8 +15,8 @@ from slipway_runtime.artifact import Signature
 from slipway_runtime.convert import Job
 from slipway_runtime.convert.eager import flattened, source_module, tensors
 from slipway_runtime.convert.onnx_files import checked_model
-from slipway_runtime.model_source import described, first_line
-from slipway_runtime.reasons import Failure
+from slipway_runtime.model_source import described
+from slipway_runtime.reasons import Failure, first_line
 from slipway_runtime.samples import read_batches
 
 _ENTRY = "model.onnx"

@@ -10,8 +10,7 @@ import torch
 from slipway_runtime.convert import Job
 from slipway_runtime.convert.eager import flattened, source_module, tensors
 from slipway_runtime.convert.onnx_target import dynamic_shapes
-from slipway_runtime.model_source import first_line
-from slipway_runtime.reasons import Failure
+from slipway_runtime.reasons import Failure, first_line
 from slipway_runtime.samples import batch_size, read_batches
 
 _ENTRY = "model.pt"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from functools import partial
 from importlib import import_module
@@ -10,12 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from slipway_runtime.artifact import file_sha256
-from slipway_runtime.candidates import CONVERT_REPORT, VALIDATE_REPORT, candidate_folder, failed_row, passed_row, summary
+from slipway_runtime.candidates import (
+    BUILD_KEYS,
+    CONVERT_REPORT,
+    VALIDATE_REPORT,
+    candidate_folder,
+    failed_row,
+    passed_row,
+    read_report,
+    summary,
+)
 from slipway_runtime.reasons import Failure, write_termination
 from slipway_runtime.sandbox import Limits, deny_sockets, run_limited
 from slipway_runtime.settings import Settings, log, write_json
-
-_BUILD_KEYS = ("format", "entry", "entrypoint", "arguments", "weights")  # of a row of convert.json, not of the status
 
 
 def run(settings: Settings) -> None:
@@ -35,23 +41,15 @@ def run(settings: Settings) -> None:
     if chosen is None:
         raise summary(rows, "ValidationFailed")
     folder = candidate_folder(settings.candidates, chosen, rows[chosen]["target"])
-    built = {key: converted["candidates"][chosen].get(key) for key in _BUILD_KEYS}
+    built = {key: converted["candidates"][chosen].get(key) for key in BUILD_KEYS}
     report = {"candidates": rows, "chosen": chosen, "signature": converted["signature"], "built": built, "files": _hashes(folder)}
     write_json(settings.report / VALIDATE_REPORT, report)
     write_termination("Validated", f"{rows[chosen]['target']} {rows[chosen]['precision']} is equal to its source", candidates=rows)
 
 
-def read_report(path: Path) -> dict[str, Any]:
-    """Read what an earlier container wrote; raises Failure ValidationFailed when it is not there."""
-    try:
-        return dict(json.loads(path.read_text()))
-    except (OSError, ValueError) as error:
-        raise Failure("ValidationFailed", f"the report of an earlier step, {path.name}, cannot be read: {error}") from error
-
-
 def _row(settings: Settings, converted: dict[str, Any], limits: Limits, number: int) -> dict[str, Any]:
     row = dict(converted["candidates"][number])
-    built = {key: row.pop(key) for key in _BUILD_KEYS if key in row}
+    built = {key: row.pop(key) for key in BUILD_KEYS if key in row}
     if row["verdict"] == "Failed":
         return row
     target, precision = row["target"], row["precision"]
@@ -60,11 +58,13 @@ def _row(settings: Settings, converted: dict[str, Any], limits: Limits, number: 
         task = partial(_validated, settings, converted, number, target, built)
         result = run_limited(f"validation of the {target} candidate", task, limits)
         numbers |= result.value["numbers"]
-        if result.value["reason"]:
-            raise Failure(result.value["reason"], result.value["message"])
     except Failure as failure:
         log.error("candidate %d, %s: %s", number, target, failure)
         return failed_row(target, precision, failure, **numbers)
+    if result.value["reason"]:
+        finding = Failure(result.value["reason"], result.value["message"])
+        log.error("candidate %d, %s: %s", number, target, finding)
+        return failed_row(target, precision, finding, **numbers)
     log.info("candidate %d, %s: equal to its source, %s (%.1f s)", number, target, result.value["numbers"], result.seconds)
     return passed_row(target, precision, "Validated", **numbers)
 
