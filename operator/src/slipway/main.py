@@ -89,7 +89,8 @@ async def run(settings: Settings) -> None:
             clusterwide=not settings.namespaces,
             namespaces=settings.namespaces,
             ready_flag=ready,
-            identity=kopf.Identity(leader.identity),  # or kopf asks for the name of a user that the image does not have
+            # else kopf asks for the name of the user, which uid 65532 does not have; its type for it is private
+            identity=leader.identity,  # type: ignore[arg-type]
         )
     finally:
         for task in tasks:
