@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import signal
 import socket
@@ -105,6 +106,9 @@ class Server:
 
     def _install(self, model: Model) -> None:
         self._loading = False
+        # What loading left behind lives as long as the process; collections during requests need not walk it.
+        gc.collect()
+        gc.freeze()
         self._app.install(model)
         inline = f"inline up to {model.inline_elements} elements" if model.inline_elements else f"{self._options.app.lanes} lanes"
         log.info("ready: %s %s in %.2f s, %s", model.artifact.format, model.artifact.digest, model.load_seconds, inline)
