@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from slipway_runtime.reasons import Failure, first_line
+from slipway_runtime.reasons import Failure, first_line, is_out_of_memory
 
 _SHOWN_KEYS = 3
 _GLOBAL = re.compile(r"(?:Unsupported global: GLOBAL|Unsupported class|WeightsUnpickler error: Unsupported class|call to) ([\w.]+)")
@@ -91,9 +91,9 @@ def _imported(module_name: str, folder: Path) -> Any:
         raise Failure("EntrypointNotFound", f"the module name {module_name!r} is taken by an installed package; rename the file")
     try:
         return importlib.import_module(module_name)
-    except MemoryError:
-        raise
     except (Exception, SystemExit) as error:
+        if is_out_of_memory(error):
+            raise MemoryError(first_line(error)) from error
         raise Failure("EntrypointFailed", f"importing {module_name!r} raised {described(error, folder)}") from error
 
 
@@ -104,25 +104,29 @@ def _is_within(file: str | None, folder: Path) -> bool:
 def _called(function: Callable[..., Any], folder: Path, entrypoint: str, arguments: Mapping[str, Any]) -> Any:
     try:
         return function(**arguments)
-    except MemoryError:
-        raise
     except (Exception, SystemExit) as error:
+        if is_out_of_memory(error):
+            raise MemoryError(first_line(error)) from error
         raise Failure("EntrypointFailed", f"{entrypoint} raised {described(error, folder)}") from error
 
 
 def described(error: BaseException, folder: Path) -> str:
-    """Return `Type: message (file:line, source line)` of an exception; the place is the last one in the model folder."""
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if _is_within(frame.filename, folder)]
+    """Return `Type: message (file:line: source line)` of an exception; the place is the last one in the model folder."""
     text = f"{type(error).__name__}: {error}".strip()
     if isinstance(error, SyntaxError) and error.filename:
         return f"{text} ({Path(error.filename).name}:{error.lineno})"
+    place = place_in(error, folder)
+    return f"{text} ({place})" if place else text
+
+
+def place_in(error: BaseException, folder: Path) -> str:
+    """Return `file:line: source line` of the last frame in the model folder, or nothing."""
+    own = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_within(frame.filename, folder)]
     if not own:
-        return text
+        return ""
     last = own[-1]
-    place = Path(last.filename).resolve().relative_to(folder.resolve())
-    line = linecache.getline(last.filename, last.lineno or 0).strip()
-    return f"{text} ({place}:{last.lineno}: {line})"
+    name = Path(last.filename).resolve().relative_to(folder.resolve())
+    return f"{name}:{last.lineno}: {linecache.getline(last.filename, last.lineno or 0).strip()}"
 
 
 def read_weights(path: Path, name: str) -> dict[str, torch.Tensor]:

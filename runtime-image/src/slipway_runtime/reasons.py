@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,7 @@ EXIT_CODES: dict[str, int] = {
 
 MAX_TERMINATION_BYTES = 4096  # the kubelet cuts longer messages, which would leave broken JSON
 _SHORTEST_MESSAGE = 200
+_ALLOCATION = re.compile(r"(can't allocate memory|not enough memory|out of memory|bad_alloc|Unable to allocate)", re.IGNORECASE)
 
 
 class Failure(Exception):
@@ -144,3 +146,8 @@ def _short_rows(limit: int) -> Callable[[dict[str, Any]], dict[str, Any]]:
         return value | ({"candidates": rows} if rows else {})
 
     return shorten
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Say whether an exception means that an allocation failed; torch raises RuntimeError for it."""
+    return isinstance(error, MemoryError) or bool(_ALLOCATION.search(str(error)))

@@ -139,7 +139,7 @@ def check_outputs(outputs: Mapping[str, Array], inputs: Mapping[str, Array], sig
         if array.dtype.name != spec.dtype or not _fits(array.shape, spec.shape, dims):
             got = f"{array.dtype.name} {list(array.shape)}"
             known = ", ".join(f"{name}={size}" for name, size in dims.items())
-            raise Failure("SignatureMismatch", f"{spec.name} is {got}, the signature says {spec.dtype} {list(spec.shape)} (with {known})")
+            raise Failure("SignatureMismatch", f"{spec.name} is {got}, the signature says {shown(spec)} (with {known})")
 
 
 def check_finite(outputs: Mapping[str, Array], who: str, number: int) -> None:
@@ -152,6 +152,11 @@ def check_finite(outputs: Mapping[str, Array], who: str, number: int) -> None:
         bad = 0 if array.dtype.kind not in "fc" else int(np.size(array) - np.count_nonzero(np.isfinite(array)))
         if bad:
             raise Failure("NonFiniteOutputs", f"{who} gives NaN or infinity: {bad} of {array.size} values of {name} in batch {number}")
+
+
+def shown(spec: TensorSpec) -> str:
+    """Return `float32 [batch, 10]`, for messages."""
+    return f"{spec.dtype} [{', '.join(map(str, spec.shape))}]"
 
 
 def _fits(got: tuple[int, ...], want: tuple[int | str, ...], dims: dict[str, int]) -> bool:
@@ -168,8 +173,7 @@ def _fitted(arrays: Mapping[str, Array], spec: TensorSpec, name: str) -> Array:
         isinstance(d, str) or d == s for d, s in zip(spec.shape[1:], array.shape[1:], strict=False)
     )
     if not fits or not np.can_cast(array.dtype, spec.dtype, "same_kind"):
-        want = f"{spec.dtype} {list(spec.shape)}"
-        raise Failure("ValidationFailed", f"{name}: {spec.name} is {array.dtype} {list(array.shape)}, the signature says {want}")
+        raise Failure("ValidationFailed", f"{name}: {spec.name} is {array.dtype} {list(array.shape)}, the signature says {shown(spec)}")
     return array.astype(spec.dtype)
 
 

@@ -23,14 +23,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from slipway_runtime.reasons import Failure, first_line
+from slipway_runtime.reasons import Failure, first_line, is_out_of_memory
 
 log = logging.getLogger("slipway")
 
 _CGROUP = Path("/sys/fs/cgroup")
 _POLL_SECONDS = 0.05
 _MAX_RESULT = 16 << 20
-_ALLOCATION = re.compile(r"(can't allocate memory|not enough memory|out of memory|bad_alloc|Unable to allocate)", re.IGNORECASE)
 Task = Callable[[], dict[str, Any]]
 
 
@@ -125,10 +124,8 @@ def _answer(task: Task, crashed: str) -> dict[str, Any]:
         return {"value": task()}
     except Failure as failure:
         return {"reason": failure.reason, "message": failure.message}
-    except MemoryError as error:
-        return {"reason": "ConversionOutOfMemory", "message": f"out of memory: {first_line(error)}"}
     except BaseException as error:
-        if _ALLOCATION.search(str(error)):
+        if is_out_of_memory(error):
             return {"reason": "ConversionOutOfMemory", "message": f"out of memory: {first_line(error)}"}
         log.exception("unexpected")
         return {"reason": crashed, "message": first_line(error)}

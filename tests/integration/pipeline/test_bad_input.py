@@ -1,3 +1,4 @@
+# ruff: noqa: E501 - a table reads best with one row a line
 """One row for every way a source can be wrong: the exit code, the reason, and words that the message must hold."""
 
 from __future__ import annotations

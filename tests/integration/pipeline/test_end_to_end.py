@@ -58,7 +58,7 @@ def test_oci_source_to_every_target_then_cache_hit(pipeline, registry, model_fol
 @pytest.mark.parametrize(
     ("target", "format_", "entry"), [("TorchScript", "TorchScript", "model.pt"), ("None", "PyTorch", "weights.safetensors")]
 )
-def test_other_targets_are_published_and_pulled(pipeline, model_folder, claim, target, format_, entry):
+def test_other_targets_are_published_and_pulled(pipeline, model_folder, claim, target, format_, entry):  # noqa: PLR0917
     last = pipeline.run({"model": claim(model_folder), "conversion": {"candidates": [{"target": target}]}})
     assert last.reason == "Published", last.log
     artifact = pulled(pipeline, last.message["artifactDigest"])

@@ -12,7 +12,7 @@ import torch
 from slipway_runtime.artifact import Signature
 from slipway_runtime.model_source import build_module, described
 from slipway_runtime.modelfile import Model
-from slipway_runtime.reasons import Failure
+from slipway_runtime.reasons import Failure, is_out_of_memory
 from slipway_runtime.samples import Array, Batch
 
 
@@ -69,9 +69,9 @@ def call(module: torch.nn.Module, batch: Mapping[str, Array], signature: Signatu
     try:
         with torch.no_grad():
             raw = module(*tensors(batch, signature))
-    except (MemoryError, Failure):
-        raise
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         shapes = ", ".join(f"{name} {array.dtype} {list(array.shape)}" for name, array in batch.items())
         raise Failure("SignatureMismatch", f"the model does not accept {shapes}: {described(error, folder)}") from error
     return {name: value.detach().cpu().numpy() for name, value in _named(raw, signature).items()}

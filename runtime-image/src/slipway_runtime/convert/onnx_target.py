@@ -15,8 +15,8 @@ from slipway_runtime.artifact import Signature
 from slipway_runtime.convert import Job
 from slipway_runtime.convert.eager import flattened, source_module, tensors
 from slipway_runtime.convert.onnx_files import checked_model
-from slipway_runtime.model_source import described
-from slipway_runtime.reasons import Failure, first_line
+from slipway_runtime.model_source import place_in
+from slipway_runtime.reasons import Failure, first_line, is_out_of_memory
 from slipway_runtime.samples import read_batches
 
 _ENTRY = "model.onnx"
@@ -42,9 +42,9 @@ def build(job: Job) -> dict[str, Any]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             _export(module, example, job, external_data=size > _PROTOBUF_LIMIT, **options)
-    except MemoryError:
-        raise
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         raise _finding(error, job.source) from error
     checked_model(job.output, _ENTRY)
     return {"format": "ONNX", "entry": _ENTRY}
@@ -79,7 +79,6 @@ def _finding(error: BaseException, folder: Path) -> Failure:
         return Failure("UnsupportedOperator", f"ONNX has no counterpart of {operator[1]}.{operator[2]}")
     inner = causes[-1]
     if "data-dependent" in str(inner):
-        place = re.findall(r"File: ([^,\n]+), code: ([^\n]+)", text)
-        where = f" at {Path(place[-1][0].split(' ')[0]).name}: {place[-1][1]}" if place else f": {described(inner, folder)[:300]}"
-        return Failure("ConversionFailed", f"control flow that depends on values cannot be exported{where}")
+        place = next(filter(None, (place_in(cause, folder) for cause in reversed(causes))), "an unknown place")
+        return Failure("ConversionFailed", f"control flow that depends on values cannot be exported: {place}")
     return Failure("ConversionFailed", f"torch.onnx: {first_line(inner)[:600]}")

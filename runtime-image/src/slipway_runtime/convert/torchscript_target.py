@@ -10,7 +10,7 @@ import torch
 from slipway_runtime.convert import Job
 from slipway_runtime.convert.eager import flattened, source_module, tensors
 from slipway_runtime.convert.onnx_target import dynamic_shapes
-from slipway_runtime.reasons import Failure, first_line
+from slipway_runtime.reasons import Failure, first_line, is_out_of_memory
 from slipway_runtime.samples import batch_size, read_batches
 
 _ENTRY = "model.pt"
@@ -40,9 +40,9 @@ def _traced(module: torch.nn.Module, examples: list[tuple[torch.Tensor, ...]]) -
     try:
         with torch.no_grad():
             return torch.jit.trace(module, examples[0], check_trace=True, check_inputs=examples)
-    except MemoryError:
-        raise
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         raise Failure("ConversionFailed", f"torch.jit.trace: {' '.join(str(error).split())[:500] or first_line(error)}") from error
 
 

@@ -1,0 +1,56 @@
+"""Termination messages stay under the kubelet's limit whatever they hold."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from slipway_runtime.content_key import content_key
+from slipway_runtime.fetch.base import tree_digest
+from slipway_runtime.reasons import EXIT_CODES, Failure, write_termination
+
+ROW = {"target": "ONNX", "precision": "Float32", "verdict": "Failed", "reason": "ParityFailed", "message": "m" * 300}
+
+
+@pytest.mark.parametrize(
+    ("message", "data"),
+    [
+        ("short", {}),
+        ("ü" * 9000, {}),
+        ("m" * 9000, {"candidates": [ROW] * 8}),
+        ("m" * 9000, {"candidates": [ROW] * 99, "signature": {"inputs": ["x" * 3000]}, "tools": {"t": "v" * 4000}}),
+    ],
+)
+def test_termination_is_json_of_at_most_4096_bytes(message, data, tmp_path, monkeypatch):
+    path = tmp_path / "log"
+    monkeypatch.setenv("SLIPWAY_TERMINATION_LOG", str(path))
+    write_termination("ParityFailed", message, **data)
+    assert path.stat().st_size <= 4096
+    value = json.loads(path.read_text())
+    assert value["reason"] == "ParityFailed"
+    assert value["message"]
+
+
+def test_unknown_reason_is_a_bug():
+    with pytest.raises(ValueError, match="unknown reason"):
+        Failure("Nonsense", "x")
+
+
+def test_reasons_equal_the_operators():
+    from slipway.api import reasons  # noqa: PLC0415
+
+    known = {str(reason) for reason in reasons.Reason}
+    assert set(EXIT_CODES) <= known
+
+
+def test_content_key_ignores_what_does_not_shape_the_artifact():
+    spec = {"model": {"uri": "a", "entrypoint": "m:b"}, "conversion": {"timeout": "1m", "resources": {}}}
+    other = {"model": {"uri": "b", "entrypoint": "m:b", "digest": "d", "credentialsSecretRef": {"name": "s"}}}
+    assert content_key("d", spec, {}) == content_key("d", other, {})
+    assert content_key("d", spec, {}) != content_key("e", spec, {})
+    assert content_key("d", spec, {}) != content_key("d", spec, {"torch": "3"})
+
+
+def test_tree_digest_is_that_of_the_sorted_lines():
+    assert tree_digest([("b", "1"), ("a", "2")]) == tree_digest([("a", "2"), ("b", "1")])
