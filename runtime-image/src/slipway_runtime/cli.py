@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -31,6 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if parsed.command == "serve":
         return int(import_module("slipway_runtime.serve.main").run(parsed))
     logging.basicConfig(level=logging.INFO, format=f"%(asctime)s {parsed.command}: %(message)s", stream=sys.stderr)
+    os.environ.setdefault("LOGNAME", "slipway")  # torch asks for the user's name, which uid 65532 does not have
     for name in ("onnx_ir", "onnxscript", "torch.onnx", "oras"):
         logging.getLogger(name).setLevel(logging.WARNING)  # they tell each rewrite of the graph
     if parsed.command == "pull":
