@@ -7,6 +7,7 @@ what an earlier run left is replaced. Exit code 1 when a promise was not kept. T
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
@@ -56,7 +57,8 @@ def prepare(tour: Tour) -> None:
 
 def convert_and_serve(tour: Tour) -> None:
     """One manifest; shows the steps of the conversion while they run."""
-    tour.say(tour.slipway("plan", "-f", str(HERE / "modeldeployment.yaml"), "-n", NAMESPACE))
+    converter = ("--converter-image", tour.images["SLIPWAY_RUNTIME_TORCH_IMAGE"])
+    tour.say(tour.slipway("plan", "-f", str(HERE / "modeldeployment.yaml"), "-n", NAMESPACE, *converter))
     tour.kubectl("-n", NAMESPACE, "apply", "-f", str(HERE / "modeldeployment.yaml"))
     tour.wait_ready(NAMESPACE, NAME)
     tour.say(tour.kubectl("-n", NAMESPACE, "get", "mdep"))
@@ -138,7 +140,7 @@ def main() -> int:
             tour.step(title, action)
         accuracy = tour.step("ask about every held-out digit", ask_all)
         counts = tour.step("roll out v2 under load", update_under_load)
-    except Failed as failure:
+    except (Failed, requests.RequestException, subprocess.TimeoutExpired) as failure:
         tour.failures.append(str(failure))
     for failure in tour.failures:
         print(f"FAILED: {failure}", file=sys.stderr)

@@ -129,14 +129,15 @@ class Tour:
             resource = self.get(namespace, "mdep", name)
             conditions = (resource.get("status") or {}).get("conditions") or []
             ready = next((c for c in conditions if c["type"] == "Ready"), {})
-            if ready.get("observedGeneration") == resource["metadata"]["generation"]:
+            is_seen = ready.get("observedGeneration") == resource["metadata"]["generation"]
+            if is_seen:
                 line = f"{ready['reason']}: {ready['message']}"
                 if line != shown:
                     self.say(f"{time.monotonic() - begin:6.1f} s  {line}")
                     shown = line
                 if ready["status"] == "True":
                     return
-            if time.monotonic() - begin > READY_SECONDS or any(c["type"] == "Stalled" for c in conditions):
+            if time.monotonic() - begin > READY_SECONDS or (is_seen and any(c["type"] == "Stalled" for c in conditions)):
                 raise Failed(f"{name} did not become ready: {shown}")
             time.sleep(0.5)
 
