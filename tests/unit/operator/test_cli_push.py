@@ -50,7 +50,7 @@ ROWS = [
     ("golden", "{validation: {data: golden.npz}}", "validation.data: golden.npz is not in"),
     ("module", "{entrypoint: 'net:build'}", "there is no module net"),
     ("entrypoint", "{entrypoint: build}", "is not module:callable"),
-    ("field", "{weigths: x}", "weigths: no such field"),
+    ("field", "{labelz: x}", "labelz: no such field"),
     ("format", "{format: Keras}", "'Keras' is not supported"),
     ("yaml", "{a: [", "is not YAML"),
     ("list", "[1]", "not a mapping"),

@@ -33,8 +33,12 @@ SHIPPED_RUNTIME: Manifest = {
         ],
         "command": ["slipway-runtime"],
         "args": [
-            *("serve", "--model-dir", "{{modelDir}}", "--artifact-digest", "{{artifactDigest}}", "--model-name", "{{modelName}}"),
-            *("--revision", "{{revision}}", "--port", "{{port}}"),
+            "serve",
+            "--model-dir={{modelDir}}",
+            "--artifact-digest={{artifactDigest}}",
+            "--model-name={{modelName}}",
+            "--revision={{revision}}",
+            "--port={{port}}",
         ],
     },
 }
