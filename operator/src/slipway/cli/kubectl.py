@@ -98,7 +98,10 @@ def _local_port(process: subprocess.Popen[str], service: str) -> str:
     if found is None:
         process.terminate()
         said = process.stderr.read() or f"no answer within {FORWARD_SECONDS} s"
-        raise CliError(f"no tunnel to service/{service}: {explained(said)}", f"check `kubectl get endpoints {service}` in its namespace")
+        slices = f"kubectl get endpointslices -l kubernetes.io/service-name={service}"
+        is_absent = "not found" in said
+        advice = "check its name and namespace: kubectl get services -A" if is_absent else f"see whether it has ready pods: {slices}"
+        raise CliError(f"no tunnel to service/{service}: {explained(said)}", advice)
     # kubectl writes a line for each connection; a pipe that nobody reads would fill up and stop it
     for stream in (process.stdout, process.stderr):
         threading.Thread(target=_drain, args=(stream,), daemon=True).start()

@@ -134,7 +134,9 @@ def container_state(status: Mapping[str, Any]) -> tuple[str, str]:
     last = (status.get("lastState") or {}).get("terminated")
     if last and last.get("exitCode"):
         return f"{waiting}: {_ended(last)[0]}", BAD
-    return waiting, BUSY if waiting in ("waiting", "PodInitializing", "ContainerCreating") else BAD
+    if waiting == "PodInitializing":  # an earlier container of the pod has not ended
+        return "waiting", BUSY
+    return waiting, BUSY if waiting in ("waiting", "ContainerCreating") else BAD
 
 
 def _ended(state: Mapping[str, Any]) -> tuple[str, str]:
