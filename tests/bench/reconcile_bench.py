@@ -12,6 +12,7 @@ import argparse
 import asyncio
 import json
 import os
+import socket
 import ssl
 import subprocess
 import sys
@@ -36,7 +37,6 @@ WRITES = {"create", "update", "patch", "delete"}
 
 
 def free_port() -> int:
-    import socket
 
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
@@ -56,7 +56,13 @@ def model_deployment(index: int) -> dict[str, Any]:
 def ready_status(index: int) -> dict[str, Any]:
     now = "2026-11-24T00:00:00Z"
     condition = {"type": "Ready", "status": "True", "reason": "Published", "message": "published", "lastTransitionTime": now}
-    chosen = {"repository": "registry:5000/artifacts/default", "digest": f"sha256:{index:064x}", "sourceDigest": f"sha256:{index:064x}", "format": "ONNX", "precision": "Float32"}
+    chosen = {
+        "repository": "registry:5000/artifacts/default",
+        "digest": f"sha256:{index:064x}",
+        "sourceDigest": f"sha256:{index:064x}",
+        "format": "ONNX",
+        "precision": "Float32",
+    }
     return {"observedGeneration": 1, "conditions": [condition | {"observedGeneration": 1}], **chosen}
 
 
