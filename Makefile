@@ -59,7 +59,7 @@ images: ## Builds and pushes the images that changed: build/images.env
 
 ##@ Generate
 .PHONY: generate verify bench clean
-GENERATED := crds docs/reference
+GENERATED := crds charts/slipway/files/crds docs/reference
 generate: setup ## CRDs and reference pages, from the models
 	$(V)/python -m slipway.crdgen
 

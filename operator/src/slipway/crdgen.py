@@ -227,7 +227,8 @@ def dump(document: Schema) -> str:
 
 def generated_files() -> dict[str, str]:
     """Every generated file: path from the root of the repository, and content."""
-    files = {f"crds/{kind.plural}.yaml": dump(crd(kind)) for kind in KINDS}
+    folders = ("crds", "charts/slipway/files/crds")  # Helm reads nothing outside a chart
+    files = {f"{folder}/{kind.plural}.yaml": dump(crd(kind)) for folder in folders for kind in KINDS}
     pages = [(kind.name, kind.short, kind.scope, root_schema(kind)) for kind in KINDS]
     return files | {"docs/reference/api.md": api_page(pages), "docs/reference/reasons.md": reasons_page()}
 
