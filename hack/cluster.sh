@@ -24,13 +24,20 @@ external() {
 nodes() { docker ps -a --filter "label=io.x-k8s.kind.cluster=$CLUSTER" --format '{{.Names}}' "$@"; }
 running() { nodes --filter status=running; }
 
-# answers SECONDS: the API answers and every node is Ready within that time
+# reaches_kubelets NODES: a node that was just started still counts as Ready, with an address that may be another's by now, until its
+# kubelet reports anew; port-forward and logs fail until then
+reaches_kubelets() {
+  local node
+  for node in $1; do timeout 5 kubectl get --raw "/api/v1/nodes/$node/proxy/healthz" >/dev/null 2>&1 || return 1; done
+}
+
+# answers SECONDS: the API answers, every node is Ready and its kubelet is reached, within that time
 answers() {
   local end=$((SECONDS + $1)) want ready
-  want=$(nodes | wc -l)
+  want=$(nodes)
   while :; do
     ready=$(timeout 5 kubectl get nodes --no-headers 2>/dev/null | grep -cw Ready) || true
-    [ "$ready" = "$want" ] && return 0
+    [ "$ready" = "$(wc -w <<<"$want")" ] && reaches_kubelets "$want" && return 0
     [ $SECONDS -lt $end ] || return 1
     sleep 1
   done
@@ -90,10 +97,13 @@ only_ours() {
 down() {
   [ -z "${SLIPWAY_KUBECONFIG:-${KUBECONFIG_EXTERNAL:-}}" ] || die "the cluster of SLIPWAY_KUBECONFIG is not ours to delete"
   if [ "$(engine_kind)" = own ]; then export DOCKER_HOST=$OWN_SOCKET; fi
+  # stopped nodes of a daemon that is not running come back with it: they are removed by it
+  [ "$(engine_kind)" != own ] || [ ! -e "$ENGINE/dockerd.json" ] || use_engine
   if docker info >/dev/null 2>&1; then
-    kind delete cluster --name $CLUSTER -q || true
-    docker rm -f $REGISTRY_NAME >/dev/null 2>&1 || true
+    nodes | xargs -r docker rm -f -v >/dev/null  # by label, as kind does; kind itself may not be there in a fresh clone
+    docker rm -f -v $REGISTRY_NAME >/dev/null 2>&1 || true
     docker network rm "$NETWORK" >/dev/null 2>&1 || true
+    [ -z "$(nodes)" ] || die "these nodes could not be removed: $(nodes | xargs)"
   fi
   engine_down
   rm -f "$CONFIG" "$BUILD/images.env" "$BUILD/engine"
