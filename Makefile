@@ -34,7 +34,7 @@ unit: setup ## No cluster, no network
 	$(V)/python -m pytest tests/unit $(PYTEST_ARGS)
 
 integration: setup ## Against a real API server (hack/apiserver.sh)
-	@hack/tools.sh kubernetes
+	@hack/tools.sh kubernetes registry helm
 	$(V)/python -m pytest tests/integration $(PYTEST_ARGS)
 
 e2e: setup cluster images ## On the kind cluster
@@ -68,7 +68,7 @@ verify: generate ## Fails when a generated file is not what is checked in
 	@new=$$(git ls-files --others --exclude-standard -- $(GENERATED)); [ -z "$$new" ] || { echo "not checked in: $$new"; exit 1; }
 
 bench: setup ## The measurements in tests/bench
-	@hack/tools.sh kubernetes
+	@hack/tools.sh kubernetes registry helm
 	$(V)/python -m pytest tests/bench --timeout=1800 -s $(PYTEST_ARGS)
 
 clean: ## Build products of this clone (the cluster and the cache stay)

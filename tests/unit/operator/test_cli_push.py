@@ -1,25 +1,16 @@
-"""Model folders that are refused, with the words; references; and a push to a real registry when its binary is there."""
+"""Model folders that are refused, with the words; references; a registry that does not answer."""
 
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import time
-from pathlib import Path
 
 import pytest
-import requests
 from click.testing import CliRunner
 
 from slipway.cli.errors import CliError
 from slipway.cli.folder import read_folder
 from slipway.cli.main import main
-from slipway.cli.registry import MANIFEST_TYPE, bytes_digest, model_manifest, parse_reference, service_of
-
-ROOT = Path(__file__).parents[3]
-REGISTRY = ROOT / "build/bin/registry"
+from slipway.cli.registry import model_manifest, parse_reference, service_of
 
 
 @pytest.fixture
@@ -114,49 +105,6 @@ def test_the_manifest_depends_on_the_content_alone():
     value = json.loads(model_manifest(layers))
     assert value["artifactType"] == "application/vnd.slipway.model.v1+json"
     assert [row["annotations"]["org.opencontainers.image.title"] for row in value["layers"]] == ["a", "b"]
-
-
-@pytest.fixture
-def registry(tmp_path):
-    if not REGISTRY.exists():
-        pytest.skip("build/bin/registry is absent: run hack/tools.sh registry")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        host = f"127.0.0.1:{probe.getsockname()[1]}"
-    settings = {"REGISTRY_HTTP_ADDR": host, "REGISTRY_STORAGE_FILESYSTEM_ROOTDIRECTORY": str(tmp_path / "registry")}
-    command = [str(REGISTRY), "serve", str(ROOT / "hack/registry/config.yml")]
-    with subprocess.Popen(command, env={**os.environ, **settings, "OTEL_TRACES_EXPORTER": "none"}, stderr=subprocess.DEVNULL) as process:
-        try:
-            _wait(host)
-            yield host
-        finally:
-            process.terminate()
-
-
-def _wait(host):
-    for _ in range(200):
-        try:
-            if requests.get(f"http://{host}/v2/", timeout=1).ok:
-                return
-        except requests.ConnectionError:
-            time.sleep(0.05)
-    pytest.fail("the registry does not answer")
-
-
-def test_push_to_a_real_registry_and_again(folder, registry):
-    (folder / "empty.txt").write_bytes(b"")
-    command = ["push", str(folder), f"oci://{registry}/models/tiny:v1"]
-    first = CliRunner().invoke(main, command)
-    assert first.exit_code == 0, first.output
-    pinned = first.stdout.strip()
-    manifest = requests.get(f"http://{registry}/v2/models/tiny/manifests/v1", headers={"Accept": MANIFEST_TYPE}, timeout=5)
-    assert pinned == f"oci://{registry}/models/tiny@{bytes_digest(manifest.content)}"
-    for row in manifest.json()["layers"]:
-        blob = requests.get(f"http://{registry}/v2/models/tiny/blobs/{row['digest']}", timeout=5).content
-        assert blob == (folder / row["annotations"]["org.opencontainers.image.title"]).read_bytes()
-    second = CliRunner().invoke(main, command)
-    assert second.stdout.strip() == pinned
-    assert "pushed" not in second.stderr
 
 
 def test_a_registry_that_does_not_answer(folder):
