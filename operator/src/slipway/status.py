@@ -92,7 +92,7 @@ def _conditions(resource: Manifest, facts: Facts, now: datetime) -> list[dict[st
         if value is None:
             conditions = remove_condition(conditions, kind)
             continue
-        message = problem.message if "Next: " in problem.message else blocking_message(problem.reason, problem.message)
+        message = blocking_message(problem.reason, problem.message)
         conditions = set_condition(
             conditions, type=kind, status=value, reason=problem.reason, message=message, generation=generation, now=now
         )

@@ -50,6 +50,10 @@ def test_oci_accounts(pipeline, private_registry, model_folder, push):
     spec = {"model": {"uri": f"oci://{private_registry.host}/models/secret:v1"}}
     pipeline.plain_http += f",{private_registry.host}"
     assert pipeline.run(spec, FETCH).reason == "CredentialsRejected"
+    named = {"model": spec["model"] | {"credentialsSecretRef": {"name": "read"}}}
+    missing = pipeline.run(named, FETCH)
+    assert (missing.code, missing.reason) == (16, "CredentialsMissing")
+    assert "the Secret read" in missing.text
     docker_config(pipeline.work / "source-credentials", private_registry.host, "user", "wrong")
     assert pipeline.run(spec, FETCH).code == 12
     docker_config(pipeline.work / "source-credentials", private_registry.host, "user", "secret")

@@ -117,6 +117,7 @@ def test_a_failed_conversion_leaves_the_stable_revision_serving() -> None:
     assert "ZeroDivisionError" in kinds["Ready"]["message"]
     assert "Next: " in kinds["Ready"]["message"]
     assert status["lastFailure"]["exitCode"] == 21
+    assert [e.message.count("Next: ") for e in world.events if e.reason == "EntrypointFailed"] == [1, 1]
     assert [e.reason for e in world.events].count("EntrypointFailed") == 2  # one for the artifact, one for the deployment
 
 

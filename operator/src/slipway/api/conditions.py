@@ -72,11 +72,12 @@ def truncate(message: str, limit: int = MAX_MESSAGE) -> str:
 
 
 def blocking_message(reason: Reason, message: str) -> str:
-    """The message followed by what to do next. A long message is cut, never the advice."""
+    """The message followed by what to do next, once however often it is asked for. A long message is cut, never the advice."""
     fix = REASONS[reason].fix
     if not fix:
         return truncate(message)
     advice = f" Next: {fix}"
+    message = message.removesuffix(advice)
     return truncate(message, MAX_MESSAGE - len(advice)) + advice
 
 

@@ -33,6 +33,7 @@ def run(settings: Settings) -> None:
     Raises:
         Failure: any reason from SourceNotFound to CredentialsMissing, RegistryUnavailable, RegistryRejected, InvalidArguments.
     """
+    _check_credentials(settings)
     pinned = settings.model.get("digest")
     source = open_source(settings.model["uri"], settings)
     known = source.resolve() or pinned
@@ -66,6 +67,14 @@ def artifact_client(settings: Settings) -> Client:
     """Return the client of the repository that artifacts live in."""
     reference = parse_reference(settings.repository)
     return Client(reference, settings.plain_http, read_docker_config(settings.registry_credentials, reference.host))
+
+
+def _check_credentials(settings: Settings) -> None:
+    """The Secret is mounted as optional: one that does not exist is an empty folder, and a reason instead of a pod that hangs."""
+    secret = (settings.model.get("credentialsSecretRef") or {}).get("name")
+    folder = settings.source_credentials
+    if secret and not (folder.is_dir() and any(folder.iterdir())):
+        raise Failure("CredentialsMissing", f"the Secret {secret} that spec.model.credentialsSecretRef names does not exist or is empty")
 
 
 def _empty(folder: Path) -> Path:
