@@ -51,6 +51,7 @@ def test_oci_accounts(pipeline, private_registry, model_folder, push):
     pipeline.plain_http += f",{private_registry.host}"
     assert pipeline.run(spec, FETCH).reason == "CredentialsRejected"
     named = {"model": spec["model"] | {"credentialsSecretRef": {"name": "read"}}}
+    (pipeline.work / "source-credentials" / "..data").mkdir(parents=True)  # as the kubelet mounts an optional Secret that is not there
     missing = pipeline.run(named, FETCH)
     assert (missing.code, missing.reason) == (16, "CredentialsMissing")
     assert "the Secret read" in missing.text

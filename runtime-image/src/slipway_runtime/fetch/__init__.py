@@ -70,10 +70,14 @@ def artifact_client(settings: Settings) -> Client:
 
 
 def _check_credentials(settings: Settings) -> None:
-    """The Secret is mounted as optional: one that does not exist is an empty folder, and a reason instead of a pod that hangs."""
+    """The Secret is mounted as optional: one that does not exist is a folder without keys, and a reason instead of a pod that hangs.
+
+    The kubelet's own `..data` is there all the same.
+    """
     secret = (settings.model.get("credentialsSecretRef") or {}).get("name")
     folder = settings.source_credentials
-    if secret and not (folder.is_dir() and any(folder.iterdir())):
+    keys = [entry for entry in folder.iterdir() if not entry.name.startswith("..")] if folder.is_dir() else []
+    if secret and not keys:
         raise Failure("CredentialsMissing", f"the Secret {secret} that spec.model.credentialsSecretRef names does not exist or is empty")
 
 
