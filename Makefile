@@ -40,8 +40,8 @@ integration: setup ## Against a real API server (hack/apiserver.sh)
 e2e: setup cluster images ## On the kind cluster
 	$(V)/python -m pytest tests/e2e $(PYTEST_ARGS)
 
-test: ## Setup, lint, type, unit, integration, verify (end to end on kind: make e2e)
-	@hack/timed.sh setup lint type unit integration verify
+test: ## All of the above, and that generated files are current
+	@hack/timed.sh setup lint type unit integration e2e verify
 
 ##@ Run
 .PHONY: demo cluster cluster-down images
