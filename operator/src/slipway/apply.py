@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from slipway import events, names
-from slipway.cluster import Cluster, NotFound
+from slipway import names
+from slipway.cluster import Cluster, Conflict, NotFound
+from slipway.events import Recorder
 from slipway.leader import Leader
 from slipway.plan.objects import owner
-from slipway.snapshot import Decision, Manifest, ObjectRef
+from slipway.snapshot import Decision, Event, Manifest, ObjectRef
 from slipway.store import Store, identity
 
 LOG = logging.getLogger(__name__)
@@ -37,54 +38,88 @@ async def apply_shipped(cluster: Cluster, manifests: Sequence[Manifest], cluster
 
 
 class Writer:
-    """Carries out decisions."""
+    """Carries out decisions; `on_change` gets every object that came back from a write."""
 
-    def __init__(self, cluster: Cluster, store: Store, leader: Leader) -> None:
-        self._cluster, self._store, self._leader = cluster, store, leader
+    def __init__(self, cluster: Cluster, store: Store, leader: Leader, on_change: Callable[[Manifest], None]) -> None:
+        self._cluster, self._store, self._leader, self._on_change = cluster, store, leader, on_change
+        self._events = Recorder(cluster)
 
-    async def carry_out(self, resource: Manifest, decision: Decision) -> int:
-        """Write everything that the decision says and return the number of writes.
+    async def carry_out(self, resource: Manifest, decision: Decision) -> None:
+        """Write everything that the decision says.
 
         Raises:
             NotLeaderError: the lease is lost.
             NotOursError: an object of somebody else has a name that we need; nothing of it was changed.
             ApiError: the API server refused; what was written before stays.
         """
-        # first claims the shared artifact, whose version guards it; the rest does not depend on each other's order
-        head, rest = decision.apply[:1], decision.apply[1:]
-        for manifest in head:
+        # what has a version to hold is a claim on a shared artifact: it comes before what rests on it
+        guarded = [m for m in decision.apply if m["metadata"].get("resourceVersion")]
+        for manifest in guarded:
             await self._apply(resource, manifest)
-        await asyncio.gather(*(self._apply(resource, manifest) for manifest in rest))
+        others = [m for m in decision.apply if not m["metadata"].get("resourceVersion")]
+        # all of them end before the key is given back, also when one fails
+        answers = await asyncio.gather(*(self._apply(resource, manifest) for manifest in others), return_exceptions=True)
+        for answer in answers:
+            if answer is not None:
+                raise answer
         for address in decision.delete:
             await self._delete(resource, address)
         if decision.status is not None:
-            await self._write_status(resource, decision.status)
+            await self.write_status(resource, decision.status)
         for event in decision.events:
-            self._check()
-            LOG.info("event key=%s reason=%s message=%r", _name(resource), event.reason, event.message)
-            await events.record(self._cluster, resource, event)
-        return len(decision.apply) + len(decision.delete) + (decision.status is not None)
+            await self.record(resource, event)
 
     async def write_status(self, resource: Manifest, status: Mapping[str, Any]) -> None:
-        """Write the status alone."""
-        await self._write_status(resource, status)
+        """Write the status alone, to the version that the decision saw."""
+        self._check()
+        try:
+            self._observe(await self._cluster.put_status(resource, status))
+        except (Conflict, NotFound):
+            await self._refresh(resource)
+            raise
+        LOG.info("status key=%s %s", _name(resource), _ready(status))
+
+    async def record(self, resource: Manifest, event: Event) -> None:
+        """Write an Event about the resource."""
+        self._check()
+        LOG.info("event key=%s reason=%s message=%r", _name(resource), event.reason, event.message)
+        await self._events.record(resource, event)
 
     def _check(self) -> None:
         if not self._leader.is_leader():
             raise NotLeaderError
 
+    def _observe(self, manifest: Manifest) -> None:
+        if self._store.observe(manifest):
+            self._on_change(manifest)
+
+    async def _refresh(self, manifest: Manifest) -> None:
+        """Look at the real state after a conflict, which else would come again until the watch tells."""
+        kind, namespace, name = identity(manifest)
+        try:
+            self._store.observe(await self._cluster.get(kind, namespace, name))
+        except NotFound:
+            known = self._store.get(kind, namespace, name)
+            if known is not None:
+                self._store.remove(known)
+                self._on_change(known)
+
     async def _apply(self, resource: Manifest, manifest: Manifest) -> None:
         self._check()
         if self._store.get(*identity(manifest)) is None:
             await self._look_before_first_write(manifest)
-        self._check()
-        self._store.observe(await self._cluster.apply(manifest))
+            self._check()
+        try:
+            self._observe(await self._cluster.apply(manifest))
+        except (Conflict, NotFound):
+            await self._refresh(manifest)
+            raise
         LOG.info("applied key=%s object=%s/%s", _name(resource), manifest["kind"], manifest["metadata"]["name"])
 
     async def _look_before_first_write(self, manifest: Manifest) -> None:
         """Server-side apply would take over an object of somebody else that happens to have our name."""
         kind, namespace, name = identity(manifest)
-        if kind in ("Job", "ModelArtifact"):  # named by a hash or after one: nobody else's
+        if kind != "Service" or names.REVISION in manifest["metadata"]["labels"]:  # named by a hash or after one: nobody else's
             return
         try:
             found = await self._cluster.get(kind, namespace, name)
@@ -101,12 +136,21 @@ class Writer:
         self._check()
         known = self._store.get(address.kind, address.namespace or "", address.name)
         uid = None if known is None else known["metadata"].get("uid")
-        await self._cluster.delete(address.kind, address.namespace, address.name, uid=uid)
+        try:
+            is_gone = await self._cluster.delete(address.kind, address.namespace, address.name, uid=uid)
+        except Conflict:
+            if known is not None:
+                await self._refresh(known)
+            raise
+        if is_gone and known is not None:
+            self._store.remove(known)
+            self._on_change(known)
         LOG.info("deleted key=%s object=%s/%s", _name(resource), address.kind, address.name)
 
-    async def _write_status(self, resource: Manifest, status: Mapping[str, Any]) -> None:
-        self._check()
-        self._store.observe(await self._cluster.put_status(resource, status))
+
+def _ready(status: Mapping[str, Any]) -> str:
+    found: Mapping[str, Any] = next((c for c in status.get("conditions") or () if c.get("type") == "Ready"), {})
+    return f"ready={found.get('status')} reason={found.get('reason')}"
 
 
 def _name(resource: Manifest) -> str:

@@ -7,6 +7,7 @@ because the operator needs server-side apply of plain dictionaries and none of t
 from __future__ import annotations
 
 import asyncio
+import os
 import ssl
 import time
 from collections.abc import Mapping
@@ -22,7 +23,9 @@ from slipway import metrics, names
 
 TOKEN_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
 TOKEN_SECONDS = 60.0  # mounted tokens rotate; client-go reads them again every minute as well
-TIMEOUT = aiohttp.ClientTimeout(total=30, connect=5)
+Objects = list[dict[str, Any]]  # not spelled out below, where `list` is a method
+TIMEOUT = aiohttp.ClientTimeout(total=15, connect=5)
+METADATA_LIST = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,application/json"
 PLURALS = {
     "ModelDeployment": f"apis/{names.API_VERSION}/{{}}modeldeployments",
     "ModelArtifact": f"apis/{names.API_VERSION}/{{}}modelartifacts",
@@ -87,6 +90,11 @@ class RateLimit:
             await asyncio.sleep(-self._tokens / self._qps)
 
 
+def is_kubeconfig_named() -> bool:
+    """Say whether the environment names a kubeconfig; it then wins over the service account, also in a pod."""
+    return bool(os.environ.get("KUBECONFIG"))
+
+
 def path_of(kind: str, namespace: str | None, name: str | None = None, sub: str | None = None) -> str:
     """Return the API path of an object or a collection."""
     base = PLURALS[kind].format(f"namespaces/{namespace}/" if namespace else "")
@@ -106,8 +114,11 @@ class Cluster:
 
     @classmethod
     async def connect(cls, *, qps: float = 400, burst: int = 800) -> Cluster:
-        """Connect as the pod's service account, or else by the kubeconfig."""
+        """Connect by the kubeconfig that the environment names, else as the pod's service account, else by the user's kubeconfig."""
         configuration = Configuration()
+        if is_kubeconfig_named():
+            await load_kube_config(client_configuration=configuration)
+            return cls(configuration, qps=qps, burst=burst)
         try:
             load_incluster_config(client_configuration=configuration)
         except ConfigException:
@@ -137,9 +148,10 @@ class Cluster:
         return self._session
 
     def _authorization(self) -> dict[str, str]:
-        if TOKEN_FILE.exists():
-            if time.monotonic() - self._token_at > TOKEN_SECONDS:
-                self._token, self._token_at = TOKEN_FILE.read_text().strip(), time.monotonic()
+        if time.monotonic() - self._token_at > TOKEN_SECONDS:
+            self._token_at = time.monotonic()
+            self._token = TOKEN_FILE.read_text().strip() if not is_kubeconfig_named() and TOKEN_FILE.exists() else None
+        if self._token:
             return {"Authorization": f"Bearer {self._token}"}
         token = self._configuration.api_key.get("BearerToken") or self._configuration.api_key.get("authorization")
         if not token:
@@ -179,9 +191,7 @@ class Cluster:
         """Return one object."""
         return await self.request("GET", path_of(kind, namespace, name))
 
-    async def list(
-        self, kind: str, namespace: str | None, *, selector: str | None = None, fields: str | None = None
-    ) -> list[dict[str, Any]]:
+    async def list(self, kind: str, namespace: str | None, *, selector: str | None = None, fields: str | None = None) -> Objects:
         """Return the objects of a kind, from the API server's watch cache."""
         params = (
             {"resourceVersion": "0"} | ({"labelSelector": selector} if selector else {}) | ({"fieldSelector": fields} if fields else {})
@@ -190,6 +200,12 @@ class Cluster:
         version = answer.get("apiVersion")
         return [{"apiVersion": version, "kind": kind, **item} for item in answer.get("items") or ()]
 
+    async def list_metadata(self, kind: str, namespace: str | None, *, selector: str | None = None) -> Objects:
+        """Return the objects of a kind without spec and status, from the API server's watch cache."""
+        params = {"resourceVersion": "0"} | ({"labelSelector": selector} if selector else {})
+        answer = await self.request("GET", path_of(kind, namespace), params=params, accept=METADATA_LIST)
+        return [{"kind": kind, "metadata": item["metadata"]} for item in answer.get("items") or ()]
+
     async def apply(self, manifest: Mapping[str, Any]) -> dict[str, Any]:
         """Apply an object by server-side apply, taking over the fields it names."""
         metadata = manifest["metadata"]
@@ -197,13 +213,14 @@ class Cluster:
         params = {"fieldManager": names.FIELD_MANAGER, "force": "true"}
         return await self.request("PATCH", path, dict(manifest), params=params, content_type="application/apply-patch+yaml")
 
-    async def delete(self, kind: str, namespace: str | None, name: str, *, uid: str | None = None) -> None:
-        """Delete an object, if it is still that one, and what it owns in the background; one that is gone is fine."""
+    async def delete(self, kind: str, namespace: str | None, name: str, *, uid: str | None = None) -> bool:
+        """Delete an object, if it is still that one, and what it owns in the background; return whether it is gone at once."""
         options: dict[str, Any] = {"propagationPolicy": "Background"} | ({"preconditions": {"uid": uid}} if uid else {})
         try:
-            await self.request("DELETE", path_of(kind, namespace, name), options)
+            answer = await self.request("DELETE", path_of(kind, namespace, name), options)
         except NotFound:
-            return
+            return True
+        return answer.get("kind") == "Status" or not answer["metadata"].get("deletionTimestamp")
 
     async def put_status(self, resource: Mapping[str, Any], status: Mapping[str, Any]) -> dict[str, Any]:
         """Replace the status, if the object is still at the version that the decision saw."""

@@ -16,7 +16,7 @@ from slipway import names
 from slipway.queue import KeyQueue
 from slipway.resync import WATCHED
 from slipway.snapshot import Manifest
-from slipway.store import Store
+from slipway.store import Identity, Store, identity
 
 RESOURCES = {
     "ModelDeployment": (names.GROUP, names.VERSION, "modeldeployments"),
@@ -38,11 +38,49 @@ def register(registry: kopf.OperatorRegistry, store: Store, queue: KeyQueue) -> 
         kopf.on.event(group, version, plural, id=f"event-{kind}", registry=registry)(event)
 
 
+class NoDiffBase(kopf.DiffBaseStorage):
+    """Keeps no last handled state: nothing here asks what changed, and the copy that kopf makes of each object is most of its work."""
+
+    def build(self, **_: Any) -> kopf.BodyEssence:
+        """Return an empty essence."""
+        return kopf.BodyEssence()
+
+    def fetch(self, **_: Any) -> None:
+        """Return nothing."""
+
+    def store(self, **_: Any) -> None:
+        """Store nothing."""
+
+
+class NoProgress(kopf.ProgressStorage):
+    """Keeps no progress of handlers: ours are tried once, the queue does the rest."""
+
+    def fetch(self, **_: Any) -> None:
+        """Return nothing."""
+
+    def clear(self, *, essence: kopf.BodyEssence) -> kopf.BodyEssence:
+        """Return what there is."""
+        return essence
+
+    def store(self, **_: Any) -> None:
+        """Store nothing."""
+
+    def purge(self, **_: Any) -> None:
+        """Purge nothing."""
+
+    def touch(self, **_: Any) -> None:
+        """Touch nothing."""
+
+
 def configure(settings: kopf.OperatorSettings) -> None:
     """Set kopf to watch only: no finalizers, no annotations, no Events; the API server filters by our label."""
     settings.posting.enabled = False
+    settings.persistence.diffbase_storage = NoDiffBase()
+    settings.persistence.progress_storage = NoProgress()
     settings.watching.server_timeout = 300
-    settings.scanning.disabled = False
+    settings.watching.client_timeout = 330
+    settings.watching.connect_timeout = 10
+    settings.queueing.idle_timeout = 1
     for kind, selector in WATCHED.items():
         if selector is not None:
             group, _, plural = RESOURCES[kind]
@@ -50,19 +88,24 @@ def configure(settings: kopf.OperatorSettings) -> None:
 
 
 def _handlers(kind: str, store: Store, queue: KeyQueue) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    def complete(body: kopf.Body) -> Manifest:
-        return {"apiVersion": API_VERSIONS[kind], "kind": kind, **{k: v for k, v in dict(body).items() if k not in ("apiVersion", "kind")}}
+    news: set[Identity] = set()  # taken in by `index`, to be told to the queue by `event`, which follows
 
-    def index(body: kopf.Body, **_: Any) -> None:
-        store.observe(complete(body))
+    def complete(body: kopf.Body) -> Manifest:
+        return {**body, "apiVersion": API_VERSIONS[kind], "kind": kind}
+
+    async def index(body: kopf.Body, **_: Any) -> None:
+        manifest = complete(body)
+        if store.observe(manifest):
+            news.add(identity(manifest))
 
     async def event(type: str | None, body: kopf.Body, **_: Any) -> None:
         manifest = complete(body)
-        if type == "DELETED":
-            store.remove(manifest)
-        else:
-            store.observe(manifest)
-        for key in store.keys_for(manifest):
-            queue.add(key)
+        is_known_to_be_news = identity(manifest) in news
+        news.discard(identity(manifest))
+        # the echo of our own write is no news: the worker that wrote has told whom it concerns
+        is_news = store.remove(manifest) if type == "DELETED" else store.observe(manifest)
+        if is_news or is_known_to_be_news:
+            for key in store.keys_for(manifest):
+                queue.add(key)
 
     return index, event

@@ -28,6 +28,7 @@ class Leader:
         self._cluster, self._namespace, self._name, self.identity = cluster, namespace, name, identity
         self._renewed_at: float | None = None
         self._seen: tuple[Any, float] = (None, time.monotonic())
+        self._duration: float = DURATION  # of the lease, as its holder wrote it
         self.elected = asyncio.Event()
 
     def is_leader(self) -> bool:
@@ -42,7 +43,13 @@ class Leader:
             except (ApiError, TimeoutError) as error:
                 LOG.debug("lease not renewed: %s", error)
             self._tell()
-            await asyncio.sleep(RENEW)
+            await asyncio.sleep(self._pause())
+
+    def _pause(self) -> float:
+        """Return the time until the next attempt: a follower wakes at the moment at which the lease it saw runs out."""
+        if self.is_leader() or self._seen[0] is None:
+            return RENEW
+        return min(RENEW, max(self._seen[1] + self._duration - time.monotonic(), 0.05) + 0.05)
 
     def _tell(self) -> None:
         is_leader = self.is_leader()
@@ -66,7 +73,8 @@ class Leader:
         spec = lease.get("spec") or {}
         if self._seen[0] != spec.get("renewTime"):
             self._seen = (spec.get("renewTime"), started)
-        is_free = not spec.get("holderIdentity") or started - self._seen[1] > spec.get("leaseDurationSeconds", DURATION)
+        self._duration = spec.get("leaseDurationSeconds", DURATION)
+        is_free = not spec.get("holderIdentity") or started - self._seen[1] > self._duration
         if spec.get("holderIdentity") != self.identity and not is_free:
             self._renewed_at = None
             return

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import os
 import socket
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +16,9 @@ import yaml
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
+from slipway import logs, metrics
 from slipway.apply import apply_shipped
-from slipway.cluster import ApiError, Cluster
+from slipway.cluster import ApiError, Cluster, is_kubeconfig_named
 from slipway.handlers import configure, register
 from slipway.leader import Leader
 from slipway.queue import KeyQueue
@@ -32,42 +31,43 @@ LOG = logging.getLogger("slipway")
 SHIPPED_RETRY_SECONDS = 3.0
 
 
-class JsonFormatter(logging.Formatter):
-    """One JSON object a line."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """Return the line."""
-        values = {"time": self.formatTime(record), "level": record.levelname, "logger": record.name, "message": record.getMessage()}
-        if record.exc_info:
-            values["exception"] = self.formatException(record.exc_info)
-        return json.dumps(values)
-
-
 def main() -> None:
     """Run until told to stop."""
     settings = Settings()
-    _set_up_logging(settings)
+    logs.set_up(settings.log_format)
     with contextlib.suppress(KeyboardInterrupt):
         uvloop.run(run(settings))
 
 
-def _set_up_logging(settings: Settings) -> None:
-    handler = logging.StreamHandler(sys.stderr)
-    text = logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s")
-    handler.setFormatter(JsonFormatter() if settings.log_format == "json" else text)
-    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
-    logging.getLogger("kopf").setLevel(logging.WARNING)
-    logging.getLogger("aiohttp.access").setLevel(logging.WARNING)
-
-
 async def run(settings: Settings) -> None:
-    """Run the operator in this event loop."""
+    """Run the operator in this event loop until a signal comes, or one of its parts ends, which none may do by itself."""
     cluster = await Cluster.connect(qps=settings.qps, burst=settings.burst)
-    store, queue = Store(), KeyQueue()
-    identity = f"{socket.gethostname()}_{os.getpid()}"
-    leader = Leader(cluster, settings.namespace, settings.lease_name, identity)
+    config = settings.config()
+    store, queue = Store(config), KeyQueue()
+    leader = Leader(cluster, settings.namespace, settings.lease_name, f"{socket.gethostname()}_{os.getpid()}")
     resync = Resync(cluster, store, queue.add, settings.namespaces, settings.resync_seconds)
-    registry, ready = kopf.OperatorRegistry(), asyncio.Event()
+    ready = asyncio.Event()
+    runner = await _serve(settings, resync, queue, ready)
+    parts = [leader.run(), resync.run(), _apply_shipped(cluster, leader, settings)]
+    parts += [Worker(cluster, store, queue, leader, config).run() for _ in range(settings.workers)]
+    tasks = [asyncio.create_task(part) for part in parts]
+    watch = asyncio.create_task(_watch(settings, store, queue, leader.identity, ready))
+    try:
+        ended, _ = await asyncio.wait([watch, *tasks], return_when=asyncio.FIRST_COMPLETED)
+        for task in ended:
+            task.result()
+    finally:
+        for task in (watch, *tasks):
+            task.cancel()
+        await asyncio.gather(watch, *tasks, return_exceptions=True)
+        await leader.release()
+        await runner.cleanup()
+        await cluster.close()
+
+
+async def _watch(settings: Settings, store: Store, queue: KeyQueue, identity: str, ready: asyncio.Event) -> None:
+    """Run kopf."""
+    registry = kopf.OperatorRegistry()
     register(registry, store, queue)
 
     @kopf.on.startup(registry=registry)
@@ -76,35 +76,25 @@ async def run(settings: Settings) -> None:
 
     @kopf.on.login(registry=registry)
     async def login(**kwargs: Any) -> kopf.ConnectionInfo | None:
+        if is_kubeconfig_named():
+            return kopf.login_with_kubeconfig(**kwargs)
         return kopf.login_with_service_account(**kwargs) or kopf.login_with_kubeconfig(**kwargs)
 
-    runners = [await _serve(settings, resync, ready)]
-    tasks = [asyncio.create_task(leader.run()), asyncio.create_task(resync.run())]
-    tasks += [asyncio.create_task(Worker(cluster, store, queue, leader, settings.config()).run()) for _ in range(settings.workers)]
-    tasks.append(asyncio.create_task(_apply_shipped(cluster, leader, settings)))
-    try:
-        await kopf.operator(
-            registry=registry,
-            standalone=True,
-            clusterwide=not settings.namespaces,
-            namespaces=settings.namespaces,
-            ready_flag=ready,
-            # else kopf asks for the name of the user, which uid 65532 does not have; its type for it is private
-            identity=leader.identity,  # type: ignore[arg-type]
-        )
-    finally:
-        for task in tasks:
-            task.cancel()
-        await leader.release()
-        for runner in runners:
-            await runner.cleanup()
-        await cluster.close()
+    await kopf.operator(
+        registry=registry,
+        standalone=True,
+        clusterwide=not settings.namespaces,
+        namespaces=settings.namespaces,
+        ready_flag=ready,
+        # else kopf asks for the name of the user, which uid 65532 does not have; its type for it is private
+        identity=identity,  # type: ignore[arg-type]
+    )
 
 
 async def _apply_shipped(cluster: Cluster, leader: Leader, settings: Settings) -> None:
     """Apply the shipped ServingRuntimes once this replica leads; a failure is tried again until it works."""
     if not settings.serving_runtimes:
-        return
+        await asyncio.Event().wait()
     text = await asyncio.to_thread(Path(settings.serving_runtimes).read_text)
     manifests = [manifest for manifest in yaml.safe_load_all(text) if manifest]
     while True:
@@ -115,13 +105,16 @@ async def _apply_shipped(cluster: Cluster, leader: Leader, settings: Settings) -
             LOG.warning("ServingRuntimes not applied yet: %s", error.message)
             await asyncio.sleep(SHIPPED_RETRY_SECONDS)
         else:
-            return
+            await asyncio.Event().wait()  # a part of the operator does not end
 
 
-async def _serve(settings: Settings, resync: Resync, ready: asyncio.Event) -> web.AppRunner:
+async def _serve(settings: Settings, resync: Resync, queue: KeyQueue, ready: asyncio.Event) -> web.AppRunner:
     """Serve /metrics on one port, /healthz and /readyz on the other."""
 
     async def metrics_page(_: web.Request) -> web.Response:
+        resync.tell_ages()
+        metrics.QUEUE_DEPTH.set(len(queue))
+        metrics.QUEUE_OLDEST.set(queue.oldest_age())
         return web.Response(body=generate_latest(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     async def healthz(_: web.Request) -> web.Response:

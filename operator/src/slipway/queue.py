@@ -7,32 +7,33 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections import OrderedDict
+from collections import deque
 
 from slipway.snapshot import Key
 
 FIRST_BACKOFF = 0.5
 MAX_BACKOFF = 300.0
+_MAX_DOUBLINGS = 20  # 2**n stays a small number
 
 
 class KeyQueue:
     """Keys that wait for a pass."""
 
     def __init__(self) -> None:
-        self._waiting: OrderedDict[Key, float] = OrderedDict()
+        self._waiting: dict[Key, float] = {}  # in the order of their coming
         self._active: set[Key] = set()
         self._dirty: set[Key] = set()
         self._failures: dict[Key, int] = {}
         self._timers: dict[Key, tuple[float, asyncio.TimerHandle]] = {}
-        self._wakes = asyncio.Condition()
+        self._getters: deque[asyncio.Future[None]] = deque()
 
     def __len__(self) -> int:
         return len(self._waiting)
 
     def oldest_age(self) -> float:
         """Return the seconds that the key at the head has been waiting."""
-        loop = asyncio.get_running_loop()
-        return max((loop.time() - at for at in self._waiting.values()), default=0.0)
+        at = next(iter(self._waiting.values()), None)
+        return 0.0 if at is None else asyncio.get_running_loop().time() - at
 
     def add(self, key: Key) -> None:
         """Let the key be handled soon."""
@@ -40,7 +41,7 @@ class KeyQueue:
             self._dirty.add(key)
         elif key not in self._waiting:
             self._waiting[key] = asyncio.get_running_loop().time()
-            self._notify()
+            self._wake()
 
     def add_after(self, key: Key, seconds: float) -> None:
         """Let the key be handled in some time; the earlier of two such times holds."""
@@ -56,33 +57,46 @@ class KeyQueue:
         self._timers.pop(key, None)
         self.add(key)
 
-    def _notify(self) -> None:
-        async def wake() -> None:
-            async with self._wakes:
-                self._wakes.notify()
-
-        task = asyncio.get_running_loop().create_task(wake())
-        task.add_done_callback(lambda _: None)
+    def _wake(self) -> None:
+        while self._getters:
+            getter = self._getters.popleft()
+            if not getter.done():
+                getter.set_result(None)
+                return
 
     async def get(self) -> Key:
         """Wait for a key and take it; `done` must follow."""
-        async with self._wakes:
-            while not self._waiting:
-                await self._wakes.wait()
-            key, _ = self._waiting.popitem(last=False)
-            self._active.add(key)
-            return key
+        while not self._waiting:
+            getter = asyncio.get_running_loop().create_future()
+            self._getters.append(getter)
+            try:
+                await getter
+            except asyncio.CancelledError:
+                if not getter.cancelled() and self._waiting:
+                    self._wake()  # it was our turn: somebody else takes it
+                raise
+        key = next(iter(self._waiting))
+        del self._waiting[key]
+        self._active.add(key)
+        return key
 
-    def done(self, key: Key, *, failed: bool = False, retry_after: float | None = None) -> None:
-        """Give a key back; after a failure it comes again, later each time, or after the time the server asked for."""
+    def done(self, key: Key) -> None:
+        """Give a key back after a pass that went well; what was planned for later is up to the caller again."""
+        self._failures.pop(key, None)
+        if key in self._timers:
+            self._timers.pop(key)[1].cancel()
+        self._give_back(key)
+
+    def failed(self, key: Key, *, retry_after: float | None = None, first: float = FIRST_BACKOFF) -> None:
+        """Give a key back after a failure: it comes again, later each time, or after the time that the server asked for."""
+        count = self._failures[key] = self._failures.get(key, 0) + 1
+        jitter = random.uniform(1.0, 1.3)  # noqa: S311 - it spreads load, it hides nothing
+        backoff = min(first * 2 ** min(count - 1, _MAX_DOUBLINGS) * jitter, MAX_BACKOFF)
+        self.add_after(key, backoff if retry_after is None else retry_after * jitter)
+        self._give_back(key)
+
+    def _give_back(self, key: Key) -> None:
         self._active.discard(key)
-        if failed:
-            count = self._failures[key] = self._failures.get(key, 0) + 1
-            jitter = random.uniform(1.0, 1.3)  # noqa: S311 - it spreads load, it hides nothing
-            self.add_after(key, retry_after if retry_after is not None else min(FIRST_BACKOFF * 2 ** (count - 1), MAX_BACKOFF) * jitter)
-        else:
-            self._failures.pop(key, None)
         if key in self._dirty:
             self._dirty.discard(key)
-            if not failed:
-                self.add(key)
+            self.add(key)

@@ -10,10 +10,11 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterable
+from typing import Any
 
 from slipway import metrics, names
-from slipway.cluster import ApiError, Cluster
-from slipway.snapshot import Key, Manifest
+from slipway.cluster import ApiError, Cluster, NotFound
+from slipway.snapshot import Key
 from slipway.store import Store, identity, version_of
 
 LOG = logging.getLogger(__name__)
@@ -28,6 +29,8 @@ WATCHED: dict[str, str | None] = {
 }
 GRACE = 10.0  # a watch event may be this late
 MAX_BEHIND = 3
+GONE = -1
+_Place = tuple[str, str]  # namespace and name
 
 
 class Resync:
@@ -35,6 +38,7 @@ class Resync:
 
     def __init__(self, cluster: Cluster, store: Store, add: Callable[[Key], None], namespaces: tuple[str, ...], period: float) -> None:
         self._cluster, self._store, self._add, self._namespaces, self._period = cluster, store, add, namespaces, period
+        self._grace = min(GRACE, period)
         self._behind: dict[str, int] = {}
         self._right_at: dict[str, float] = dict.fromkeys(WATCHED, time.monotonic())
 
@@ -42,47 +46,69 @@ class Resync:
         """Return the kinds whose watch stayed behind for too many rounds."""
         return [kind for kind, rounds in self._behind.items() if rounds >= MAX_BEHIND]
 
+    def tell_ages(self) -> None:
+        """Bring the metric up to date."""
+        for kind, at in self._right_at.items():
+            metrics.WATCH_AGE.labels(kind).set(time.monotonic() - at)
+
     async def run(self) -> None:
         """Compare every period, for ever."""
         while True:
             await asyncio.sleep(self._period)
-            for kind in WATCHED:
-                try:
-                    await self._compare(kind)
-                except ApiError as error:
-                    LOG.warning("resync kind=%s error=%r", kind, error.message)
-                metrics.WATCH_AGE.labels(kind).set(time.monotonic() - self._right_at[kind])
+            await self.compare()
 
-    async def _compare(self, kind: str) -> None:
-        suspects = self._differences(kind, await self._list(kind))
-        if suspects:
-            await asyncio.sleep(min(GRACE, self._period))
-            listed = await self._list(kind)
-            suspects &= self._differences(kind, listed)
-            self._repair(kind, listed, suspects)
-        self._behind[kind] = self._behind.get(kind, 0) + 1 if suspects else 0
-        if not suspects:
-            self._right_at[kind] = time.monotonic()
+    async def compare(self) -> None:
+        """Compare all kinds once; what differs gets some time, because a watch event may be under way."""
+        suspects = {kind: await self._missed(kind) for kind in WATCHED}
+        if any(suspects.values()):
+            await asyncio.sleep(self._grace)
+        for kind, first in suspects.items():
+            if first is None:
+                continue
+            lasting = {place for place, version in first.items() if self._is_behind(kind, place, version)}
+            self._behind[kind] = self._behind.get(kind, 0) + 1 if lasting else 0
+            if not lasting:
+                self._right_at[kind] = time.monotonic()
+            for place in lasting:
+                await self._repair(kind, place)
 
-    async def _list(self, kind: str) -> list[Manifest]:
+    async def _missed(self, kind: str) -> dict[_Place, int] | None:
+        """Return the objects that the store lacks or has in an older version, and (version GONE) those it has although they are gone.
+
+        None: the API server did not say.
+        """
+        known = {identity(o)[1:]: version_of(o) for o in self._store.of_kind(kind)}
+        try:
+            listed = {identity(o)[1:]: version_of(o) for o in await self._list(kind)}
+        except ApiError as error:
+            LOG.warning("resync kind=%s error=%r", kind, error.message)
+            return None
+        missed = {place: version for place, version in listed.items() if self._is_behind(kind, place, version)}
+        return missed | {place: GONE for place in known if place not in listed}
+
+    async def _list(self, kind: str) -> list[dict[str, Any]]:
         spaces: Iterable[str | None] = self._namespaces if self._namespaces and kind != "ServingRuntime" else (None,)
-        return [item for space in spaces for item in await self._cluster.list(kind, space, selector=WATCHED[kind])]
+        return [item for space in spaces for item in await self._cluster.list_metadata(kind, space, selector=WATCHED[kind])]
 
-    def _differences(self, kind: str, listed: list[Manifest]) -> set[tuple[str, str, int]]:
-        """Return what the store lacks or has in an older version, and (version 0) what it has although it is gone."""
-        found = {identity(o)[1:]: o for o in listed}
-        known = {identity(o)[1:]: o for o in self._store.of_kind(kind)}
-        missing = {(*key, version_of(o)) for key, o in found.items() if key not in known or version_of(known[key]) < version_of(o)}
-        return missing | {(*key, 0) for key in known if key not in found}
+    def _is_behind(self, kind: str, place: _Place, version: int) -> bool:
+        known = self._store.get(kind, *place)
+        if version == GONE:
+            return known is not None
+        return known is None or version_of(known) < version
 
-    def _repair(self, kind: str, listed: list[Manifest], suspects: set[tuple[str, str, int]]) -> None:
-        found = {identity(o)[1:]: o for o in listed}
-        for namespace, name, _ in suspects:
-            LOG.warning("missed by the watch kind=%s name=%s/%s", kind, namespace, name)
-            present, known = found.get((namespace, name)), self._store.get(kind, namespace, name)
-            if present is not None:
-                self._store.observe(present)
-            elif known is not None:
-                self._store.remove(known)
-            for key in self._store.keys_for(present or known) if present or known else ():  # type: ignore[arg-type]
-                self._add(key)
+    async def _repair(self, kind: str, place: _Place) -> None:
+        """Take in the real state of one object."""
+        known, present = self._store.get(kind, *place), None
+        try:
+            present = await self._cluster.get(kind, place[0] or None, place[1])
+            is_news = self._store.observe(present)
+        except NotFound:
+            is_news = known is not None and self._store.remove(known)
+        except ApiError as error:
+            LOG.warning("resync kind=%s error=%r", kind, error.message)
+            return
+        if not is_news:
+            return
+        LOG.warning("missed by the watch kind=%s name=%s/%s", kind, *place)
+        for key in self._store.keys_for(present or known or {}):
+            self._add(key)

@@ -11,14 +11,17 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from slipway import names
-from slipway.snapshot import ArtifactSnapshot, DeploymentSnapshot, Key, Manifest, Snapshot
+from slipway.plan.artifact import artifact_spec
+from slipway.plan.objects import label, status_of
+from slipway.snapshot import ArtifactSnapshot, Config, DeploymentSnapshot, Key, Manifest, Snapshot
 
 FOREIGN_SECONDS = 30.0
 TOMBSTONE_SECONDS = 60.0
-_Id = tuple[str, str, str]
+Identity = tuple[str, str, str]
+_Index = tuple[str, str, str]  # label or relation, namespace, value
 
 
-def identity(manifest: Manifest) -> _Id:
+def identity(manifest: Manifest) -> Identity:
     """Return kind, namespace ("" for cluster-scoped) and name."""
     metadata = manifest["metadata"]
     return manifest["kind"], metadata.get("namespace") or "", metadata["name"]
@@ -30,64 +33,91 @@ def version_of(manifest: Manifest) -> int:
     return int(text) if text.isdigit() else 0
 
 
-class Store:
-    """The objects by identity, with indexes by owner label."""
+def _uid(manifest: Manifest) -> str:
+    return str(manifest["metadata"].get("uid"))
 
-    def __init__(self) -> None:
-        self._objects: dict[_Id, Manifest] = {}
-        self._by_label: dict[tuple[str, str, str], set[_Id]] = {}
-        self._foreign: dict[_Id, tuple[float, Manifest]] = {}
+
+class Store:
+    """The objects by identity, with indexes by owner label and by which ModelDeployment uses which ModelArtifact."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._kinds: dict[str, dict[tuple[str, str], Manifest]] = {}
+        self._index: dict[_Index, set[Identity]] = {}
+        self._entries: dict[Identity, tuple[_Index, ...]] = {}
+        self._foreign: dict[Identity, tuple[float, Manifest]] = {}
         self._deleted: dict[str, float] = {}
 
     def get(self, kind: str, namespace: str, name: str) -> Manifest | None:
         """Return the object, or None."""
-        return self._objects.get((kind, namespace, name))
+        return self._kinds.get(kind, {}).get((namespace, name))
 
-    def of_kind(self, kind: str, namespace: str | None = None) -> list[Manifest]:
-        """Return all objects of a kind, in one namespace or everywhere."""
-        return [o for (k, ns, _), o in self._objects.items() if k == kind and namespace in (None, ns)]
+    def of_kind(self, kind: str) -> list[Manifest]:
+        """Return all objects of a kind."""
+        return list(self._kinds.get(kind, {}).values())
 
     def observe(self, manifest: Mapping[str, Any]) -> bool:
         """Take in a version of an object; return whether it was news."""
-        key, uid = identity(manifest), str(manifest["metadata"].get("uid"))
-        known = self._objects.get(key)
-        if uid in self._deleted or (
-            known is not None and known["metadata"].get("uid") == uid and version_of(known) >= version_of(manifest)
-        ):
+        key = identity(manifest)
+        known = self.get(*key)
+        if _uid(manifest) in self._deleted or (known is not None and version_of(known) >= version_of(manifest)):
             return False
         metadata = {k: v for k, v in manifest["metadata"].items() if k != "managedFields"}
-        self._remove_from_indexes(key)
-        self._objects[key] = {**manifest, "metadata": metadata}
-        for index in self._indexes(key):
-            self._by_label.setdefault(index, set()).add(key)
+        kept = {**manifest, "metadata": metadata}
+        self._kinds.setdefault(key[0], {})[key[1:]] = kept
+        self._file(key, self._entries_of(kept))
         return True
 
-    def remove(self, manifest: Manifest) -> None:
-        """Take in that an object is gone; an event about it that is still under way is then no news."""
+    def remove(self, manifest: Manifest) -> bool:
+        """Take in that an object is gone, for good: an event about it that is still under way is then no news."""
         now = time.monotonic()
-        self._deleted = {uid: at for uid, at in self._deleted.items() if now - at < TOMBSTONE_SECONDS}
-        self._deleted[str(manifest["metadata"].get("uid"))] = now
+        if len(self._deleted) > 1000 or now - next(iter(self._deleted.values()), now) > TOMBSTONE_SECONDS:
+            self._deleted = {uid: at for uid, at in self._deleted.items() if now - at < TOMBSTONE_SECONDS}
+        self._deleted[_uid(manifest)] = now
         key = identity(manifest)
-        known = self._objects.get(key)
-        if known is not None and known["metadata"].get("uid") == manifest["metadata"].get("uid"):
-            self._remove_from_indexes(key)
-            del self._objects[key]
+        known = self.get(*key)
+        if known is None or _uid(known) != _uid(manifest):
+            return False
+        self._file(key, ())
+        del self._kinds[key[0]][key[1:]]
+        return True
 
     def observe_foreign(self, manifest: Manifest) -> None:
         """Remember for a while that a name we need belongs to somebody else."""
-        self._foreign[identity(manifest)] = (time.monotonic(), manifest)
+        now = time.monotonic()
+        self._foreign = {k: v for k, v in self._foreign.items() if now - v[0] < FOREIGN_SECONDS}
+        self._foreign[identity(manifest)] = (now, manifest)
 
-    def _indexes(self, key: _Id) -> list[tuple[str, str, str]]:
-        labels = self._objects[key]["metadata"].get("labels") or {}
-        return [(label, key[1], labels[label]) for label in (names.DEPLOYMENT, names.ARTIFACT) if label in labels]
+    def _file(self, key: Identity, entries: tuple[_Index, ...]) -> None:
+        before = self._entries.pop(key, ())
+        for entry in before:
+            if entry not in entries:
+                self._index[entry].discard(key)
+                if not self._index[entry]:
+                    del self._index[entry]
+        for entry in entries:
+            self._index.setdefault(entry, set()).add(key)
+        if entries:
+            self._entries[key] = entries
 
-    def _remove_from_indexes(self, key: _Id) -> None:
-        if key in self._objects:
-            for index in self._indexes(key):
-                self._by_label.get(index, set()).discard(key)
+    def _entries_of(self, manifest: Manifest) -> tuple[_Index, ...]:
+        kind, namespace, _ = identity(manifest)
+        if kind == "ModelDeployment":
+            return tuple(("uses", namespace, name) for name in self._artifacts_used(manifest))
+        if kind == "ModelArtifact":
+            return tuple(("owned", namespace, name) for name in _owners(manifest))
+        values = ((key, label(manifest, key)) for key in (names.DEPLOYMENT, names.ARTIFACT))
+        found = [(key, namespace, value) for key, value in values if value is not None]
+        return tuple(found[:1])  # what serves a ModelDeployment may name its artifact, but is no part of it
 
-    def _labelled(self, label: str, namespace: str, value: str) -> list[Manifest]:
-        return [self._objects[key] for key in sorted(self._by_label.get((label, namespace, value), ()))]
+    def _artifacts_used(self, resource: Manifest) -> set[str]:
+        roles = (status_of(resource).get(role) or {} for role in ("stable", "canary"))
+        used = {str(role["artifact"]) for role in roles if role.get("artifact")}
+        return used | {names.artifact_name(artifact_spec(resource["spec"], self._config))}
+
+    def _found(self, *entry: str) -> list[Manifest]:
+        found = sorted(self._index.get((entry[0], entry[1], entry[2]), ()))
+        return [self._kinds[key[0]][key[1:]] for key in found]
 
     def gather(self, key: Key) -> Snapshot | None:
         """Return the Snapshot of a resource, or None when it is gone."""
@@ -95,41 +125,48 @@ class Store:
         if resource is None:
             return None
         if key.kind == "ModelArtifact":
-            mine = self._labelled(names.ARTIFACT, key.namespace, key.name)
+            mine = self._found(names.ARTIFACT, key.namespace, key.name)
             return ArtifactSnapshot(resource, _only(mine, "Job"), _only(mine, "Pod"))
-        mine = self._labelled(names.DEPLOYMENT, key.namespace, key.name)
-        now = time.monotonic()
+        mine = self._found(names.DEPLOYMENT, key.namespace, key.name)
+        deployments, now = _only(mine, "Deployment"), time.monotonic()
         return DeploymentSnapshot(
             resource=resource,
-            artifacts={a["metadata"]["name"]: a for a in self.of_kind("ModelArtifact", key.namespace)},
-            deployments=_only(mine, "Deployment"),
+            artifacts=self._artifacts_of(resource, key, deployments),
+            deployments=deployments,
             services=_only(mine, "Service"),
             pods=_only(mine, "Pod"),
             runtimes=tuple(self.of_kind("ServingRuntime")),
-            foreign=tuple(o for at, o in self._foreign.values() if now - at < FOREIGN_SECONDS and _namespace(o) == key.namespace),
+            foreign=tuple(o for k, (at, o) in self._foreign.items() if now - at < FOREIGN_SECONDS and k[1] == key.namespace),
         )
+
+    def _artifacts_of(self, resource: Manifest, key: Key, deployments: Iterable[Manifest]) -> dict[str, Manifest]:
+        """Return the artifacts that a ModelDeployment owns or needs."""
+        wanted = self._artifacts_used(resource) | {str(label(d, names.ARTIFACT)) for d in deployments}
+        needed = [self.get("ModelArtifact", key.namespace, name) for name in sorted(wanted)]
+        owned = self._found("owned", key.namespace, key.name)
+        return {a["metadata"]["name"]: a for a in (*owned, *needed) if a is not None}
 
     def keys_for(self, manifest: Manifest) -> set[Key]:
         """Return the resources whose state an object is part of."""
         kind, namespace, name = identity(manifest)
-        labels = manifest["metadata"].get("labels") or {}
-        if kind in ("ModelDeployment", "ModelArtifact"):
-            keys = {Key(kind, namespace, name)}  # type: ignore[arg-type]
-        elif kind == "ServingRuntime":
-            keys = {Key("ModelDeployment", o["metadata"]["namespace"], o["metadata"]["name"]) for o in self.of_kind("ModelDeployment")}
-        elif names.DEPLOYMENT in labels:
-            keys = {Key("ModelDeployment", namespace, labels[names.DEPLOYMENT])}
-        else:
-            keys = {Key("ModelArtifact", namespace, labels[names.ARTIFACT])} if names.ARTIFACT in labels else set()
+        if kind == "ModelDeployment":
+            return {Key("ModelDeployment", namespace, name)}
         if kind == "ModelArtifact":
-            owners = manifest["metadata"].get("ownerReferences") or ()
-            keys |= {Key("ModelDeployment", namespace, o["name"]) for o in owners if o["kind"] == "ModelDeployment"}
-        return keys
+            users = {key[2] for key in self._index.get(("uses", namespace, name), ())}
+            users |= _owners(manifest)
+            return {Key("ModelArtifact", namespace, name), *(Key("ModelDeployment", namespace, user) for user in users)}
+        if kind == "ServingRuntime":
+            return {Key("ModelDeployment", *place) for place in self._kinds.get("ModelDeployment", {})}
+        deployment, artifact = label(manifest, names.DEPLOYMENT), label(manifest, names.ARTIFACT)
+        if deployment is not None:
+            return {Key("ModelDeployment", namespace, deployment)}
+        return set() if artifact is None else {Key("ModelArtifact", namespace, artifact)}
+
+
+def _owners(artifact: Manifest) -> set[str]:
+    owners = artifact["metadata"].get("ownerReferences") or ()
+    return {str(owner["name"]) for owner in owners if owner.get("kind") == "ModelDeployment"}
 
 
 def _only(manifests: Iterable[Manifest], kind: str) -> tuple[Manifest, ...]:
     return tuple(m for m in manifests if m["kind"] == kind)
-
-
-def _namespace(manifest: Manifest) -> str:
-    return manifest["metadata"].get("namespace") or ""

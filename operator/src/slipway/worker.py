@@ -2,88 +2,43 @@
 
 from __future__ import annotations
 
-import asyncio
+import itertools
 import logging
 import time
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from slipway import metrics
+from slipway import logs, metrics
 from slipway.api.reasons import Reason
 from slipway.apply import NotLeaderError, NotOursError, Writer
-from slipway.cluster import ApiError, Cluster, Conflict, Forbidden, Invalid, NotFound
+from slipway.cluster import ApiError, Cluster, Conflict, Forbidden, Invalid
 from slipway.decide import decide
 from slipway.leader import Leader
 from slipway.plan.diagnose import job_state, refused
+from slipway.plan.objects import status_of
 from slipway.queue import KeyQueue
-from slipway.snapshot import ArtifactSnapshot, Config, Key, Snapshot
+from slipway.snapshot import ArtifactSnapshot, Config, Event, Key, Manifest, Snapshot
 from slipway.status import with_write_failure
 from slipway.store import Store
 
 LOG = logging.getLogger(__name__)
 JOB_PATIENCE = 3.0  # seconds until a Job without a pod is asked why
-CONFLICT_RETRY = 0.1
+WARNINGS_SECONDS = 5.0  # how long the answer holds
+CONFLICT_BACKOFF = 0.05
+ROUNDS = 4  # of decisions in one pass: one that comes to no rest must not keep a worker
+RESTLESS_SECONDS = 30.0
+_ids = itertools.count(1)
 
 
-class Worker:
-    """Handles keys; several run at once, never on the same key."""
+class JobWarnings:
+    """Why an active Job has no pod: its status does not say, only its Events do."""
 
-    def __init__(self, cluster: Cluster, store: Store, queue: KeyQueue, leader: Leader, config: Config) -> None:
-        self._cluster, self._store, self._queue, self._leader, self._config = cluster, store, queue, leader, config
-        self._writer = Writer(cluster, store, leader)
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+        self._known: dict[str, tuple[float, tuple[str, ...]]] = {}
 
-    async def run(self) -> None:
-        """Handle keys for ever, while this replica leads."""
-        while True:
-            await self._leader.elected.wait()
-            key = await self._queue.get()
-            metrics.QUEUE_DEPTH.set(len(self._queue))
-            metrics.QUEUE_OLDEST.set(self._queue.oldest_age())
-            started = time.perf_counter()
-            result = await self._pass(key)
-            metrics.RECONCILES.labels(result).inc()
-            metrics.RECONCILE_SECONDS.observe(time.perf_counter() - started)
-
-    async def _pass(self, key: Key) -> str:
-        try:
-            again = await self._handle(key)
-        except (NotLeaderError, Conflict) as error:
-            LOG.debug("again key=%s because=%r", key, error)
-            self._queue.done(key, failed=True, retry_after=CONFLICT_RETRY if isinstance(error, Conflict) else 1.0)
-            return "conflict"
-        except NotOursError:
-            self._queue.done(key)
-            self._queue.add(key)
-            return "conflict"
-        except ApiError as error:
-            LOG.warning("refused key=%s code=%s message=%r", key, error.code, error.message)
-            await self._tell_refusal(key, error)
-            self._queue.done(key, failed=True, retry_after=error.retry_after)
-            return "refused"
-        except Exception:
-            LOG.exception("failed key=%s", key)
-            self._queue.done(key, failed=True)
-            return "error"
-        self._queue.done(key)
-        if again is not None:
-            self._queue.add_after(key, again)
-        return "ok"
-
-    async def _handle(self, key: Key) -> float | None:
-        snapshot = self._store.gather(key)
-        if snapshot is None:
-            metrics.forget(key.namespace, key.name)
-            return None
-        snapshot, patience = await self._with_job_warnings(snapshot)
-        decision = decide(snapshot, datetime.now(UTC), self._config)
-        await self._writer.carry_out(snapshot.resource, decision)
-        if key.kind == "ModelDeployment":
-            metrics.show(key.namespace, key.name, decision.status or snapshot.resource.get("status") or {})
-        times = [t for t in (decision.requeue_after, patience) if t is not None]
-        return min(times, default=None)
-
-    async def _with_job_warnings(self, snapshot: Snapshot) -> tuple[Snapshot, float | None]:
-        """Ask why an active Job has no pod: the Job's status does not say, only its Events do."""
+    async def add_to(self, snapshot: Snapshot) -> tuple[Snapshot, float | None]:
+        """Return the snapshot with the warnings, and the seconds after which to look again (None: no need)."""
         if not isinstance(snapshot, ArtifactSnapshot) or snapshot.pods:
             return snapshot, None
         job = next((j for j in snapshot.jobs if job_state(j) == "Active"), None)
@@ -92,16 +47,108 @@ class Worker:
         age = (datetime.now(UTC) - datetime.fromisoformat(job["metadata"]["creationTimestamp"])).total_seconds()
         if age < JOB_PATIENCE:
             return snapshot, JOB_PATIENCE - age
-        found = await self._cluster.list("Event", job["metadata"]["namespace"], fields=f"involvedObject.name={job['metadata']['name']}")
-        warnings = tuple(e["message"] for e in found if e.get("type") == "Warning" and e.get("reason") == "FailedCreate")
-        return replace(snapshot, job_warnings=warnings), 10.0
+        return replace(snapshot, job_warnings=await self._of(job)), 2 * WARNINGS_SECONDS
+
+    async def _of(self, job: Manifest) -> tuple[str, ...]:
+        uid, now = job["metadata"]["uid"], time.monotonic()
+        self._known = {key: entry for key, entry in self._known.items() if now - entry[0] < WARNINGS_SECONDS}
+        if uid not in self._known:
+            found = await self._cluster.list("Event", job["metadata"]["namespace"], fields=f"involvedObject.uid={uid}")
+            warnings = tuple(e["message"] for e in found if e.get("type") == "Warning" and e.get("reason") == "FailedCreate")
+            self._known[uid] = (now, warnings)
+        return self._known[uid][1]
+
+
+class Worker:
+    """Handles keys; several run at once, never on the same key."""
+
+    def __init__(self, cluster: Cluster, store: Store, queue: KeyQueue, leader: Leader, config: Config) -> None:
+        self._store, self._queue, self._leader, self._config = store, queue, leader, config
+        self._writer = Writer(cluster, store, leader, self._tell_others)
+        self._warnings = JobWarnings(cluster)
+        self._key: Key | None = None
+
+    async def run(self) -> None:
+        """Handle keys for ever, while this replica leads."""
+        while True:
+            await self._leader.elected.wait()
+            self._key = key = await self._queue.get()
+            logs.PASS.set({"reconcile_id": f"{next(_ids):06x}"})
+            started = time.perf_counter()
+            metrics.RECONCILES.labels(await self._pass(key)).inc()
+            metrics.RECONCILE_SECONDS.observe(time.perf_counter() - started)
+            logs.PASS.set(None)
+
+    def _tell_others(self, manifest: Manifest) -> None:
+        """Wake the resources that an object of ours is part of; the watch's own event about it is no news any more.
+
+        The one in hand needs no waking: it is decided about again in the same pass.
+        """
+        for key in self._store.keys_for(manifest):
+            if key != self._key:
+                self._queue.add(key)
+
+    async def _pass(self, key: Key) -> str:
+        try:
+            again = await self._handle(key)
+        except NotLeaderError:
+            self._queue.failed(key, retry_after=1.0)
+            return "not_leader"
+        except Conflict as error:
+            LOG.debug("again key=%s because=%r", key, error)
+            self._queue.failed(key, first=CONFLICT_BACKOFF)
+            return "conflict"
+        except NotOursError:
+            self._queue.failed(key, first=CONFLICT_BACKOFF)  # the next pass knows whom the name belongs to
+            return "conflict"
+        except ApiError as error:
+            LOG.warning("refused key=%s code=%s message=%r", key, error.code, error.message)
+            await self._tell_refusal(key, error)
+            self._queue.failed(key, retry_after=error.retry_after)
+            return "refused"
+        except Exception:
+            LOG.exception("failed key=%s", key)
+            self._queue.failed(key)
+            return "error"
+        self._queue.done(key)
+        if again is not None:
+            self._queue.add_after(key, again)
+        return "ok"
+
+    async def _handle(self, key: Key) -> float | None:
+        """Write objects until the decision is at rest, then the status once: it tells of the state that was reached."""
+        events: dict[Event, None] = {}
+        for attempt in range(ROUNDS):
+            snapshot = self._store.gather(key)
+            if snapshot is None:
+                if key.kind == "ModelDeployment":
+                    metrics.forget(key.namespace, key.name)
+                return None
+            snapshot, patience = await self._warnings.add_to(snapshot)
+            resource = snapshot.resource
+            logs.PASS.set({**(logs.PASS.get() or {}), "generation": resource["metadata"].get("generation")})
+            decision = decide(snapshot, datetime.now(UTC), self._config)
+            events |= dict.fromkeys(decision.events)
+            if not (decision.apply or decision.delete) or attempt == ROUNDS - 1:
+                break
+            await self._writer.carry_out(resource, replace(decision, status=None, events=()))
+        await self._writer.carry_out(resource, replace(decision, events=tuple(events)))
+        if key.kind == "ModelDeployment":
+            metrics.show(key.namespace, key.name, decision.status or status_of(resource))
+        restless = RESTLESS_SECONDS if decision.apply or decision.delete else None
+        times = [t for t in (decision.requeue_after, patience, restless) if t is not None]
+        return min(times, default=None)
 
     async def _tell_refusal(self, key: Key, error: ApiError) -> None:
         resource = self._store.get(key.kind, key.namespace, key.name)
-        if resource is None or not isinstance(error, Forbidden | Invalid) or isinstance(error, NotFound):
+        if resource is None or not isinstance(error, Forbidden | Invalid):
             return
         reason = refused(error.message).reason if isinstance(error, Forbidden) else Reason.INVALID_SPEC
+        status = with_write_failure(resource, reason, error.message, datetime.now(UTC))
+        if status == status_of(resource):
+            return
         try:
-            await self._writer.write_status(resource, with_write_failure(resource, reason, error.message, datetime.now(UTC)))
-        except (ApiError, NotLeaderError, asyncio.CancelledError) as second:
-            LOG.debug("refusal not told key=%s because=%r", key, second)
+            await self._writer.write_status(resource, status)
+            await self._writer.record(resource, Event("Warning", str(reason), error.message))
+        except (ApiError, NotLeaderError) as second:
+            LOG.warning("refusal not told key=%s because=%r", key, second)
