@@ -172,6 +172,11 @@ def memory(pid: int) -> float:
     return round(int(next(line for line in lines if line.startswith("VmRSS")).split()[1]) / 1024, 1)
 
 
+def cpu_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def operator_requests(audit: Path, since: int) -> Counter[str]:
     """Count the operator's requests by verb and resource, from the byte `since` of the audit log."""
     found: Counter[str] = Counter()
@@ -209,6 +214,8 @@ async def measure(kubeconfig: Path, count: int = 300, writers: int = 16, limit: 
             started = asyncio.Event()
             task = asyncio.create_task(api.watch("/apis/apps/v1/namespaces/default/deployments", seen, started))
             await started.wait()
+            pids = {"operator": process.pid} | {name: int((audit.parent / f"{name}.pid").read_text()) for name in ("apiserver", "etcd")}
+            used = {name: cpu_seconds(pid) for name, pid in pids.items()}
             since, begin = audit.stat().st_size, time.perf_counter()
 
             async def create(index: int) -> None:
@@ -219,6 +226,7 @@ async def measure(kubeconfig: Path, count: int = 300, writers: int = 16, limit: 
             figures["api_creates_per_second"] = round(count / (time.perf_counter() - begin), 1)
             while len(seen) < count and time.perf_counter() - begin < limit:
                 await asyncio.sleep(0.02)
+            figures["cpu_ms_per_object"] = {name: round((cpu_seconds(pid) - used[name]) / count * 1000, 1) for name, pid in pids.items()}
             latencies = sorted(seen[name] - sent[name] for name in seen)
             figures["reconciled"] = len(seen)
             figures["objects_per_second"] = round(len(seen) / (max(seen.values(), default=begin + limit) - begin), 1)
