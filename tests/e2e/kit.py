@@ -16,6 +16,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,16 @@ class Cluster:
             "-",
             stdin=json.dumps({"apiVersion": "v1", "kind": "List", "items": documents}),
         )
+
+    def audit(self, since: float) -> list[Manifest]:
+        """The answered requests from the audit log of the control plane's node, from that time (seconds since 1970) on."""
+        node = "slipway-control-plane"
+        engine = {"DOCKER_HOST": "unix:///run/slipway-docker.sock"} if (ROOT / "build/engine").read_text().strip() == "own" else {}
+        command = ["docker", "exec", node, "sh", "-c", "cat $(ls -tr /var/log/kubernetes/audit*.log)"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True, env={**os.environ, **engine})
+        stamp = datetime.fromtimestamp(since, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+        key = '"requestReceivedTimestamp":"'
+        return [json.loads(line) for line in done.stdout.splitlines() if line.partition(key)[2][: len(stamp)] >= stamp]
 
     @contextmanager
     def forward(self, namespace: str, target: str, port: int) -> Iterator[str]:

@@ -1,0 +1,155 @@
+"""The operator's I/O on a real API server: what it writes and when, and what it survives."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from integration.conftest import ApiServer
+from integration.operator.conftest import Tenant, model_deployment, until
+
+pytestmark = [pytest.mark.slow]
+
+
+def revision_of(tenant: Tenant) -> str:
+    return next(iter(tenant.names("deployments")))
+
+
+def test_a_new_model_deployment_takes_five_writes_and_then_none(tenant: Tenant) -> None:
+    models = [f"m{index}" for index in range(5)]
+    tenant.prepare(*models)
+    operator = tenant.lead(SLIPWAY_RESYNC_SECONDS="2")
+    tenant.make(*models)
+    tenant.wait_deployments(5)
+    tenant.settle()
+    each = {"patch modelartifacts/": 5, "patch deployments/": 5, "patch services/": 10, "update modeldeployments/status": 5}
+    assert tenant.writes() == Counter(each)
+    quiet = tenant.audit.stat().st_size
+    time.sleep(6)  # three rounds of the resync
+    assert not tenant.writes(quiet)
+    operator.end()
+    tenant.lead()
+    time.sleep(3)
+    assert not tenant.writes(quiet), "a restart is no reason to write"
+
+
+def test_a_service_of_somebody_else_stays_as_it_is(tenant: Tenant) -> None:
+    theirs = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "digits"}, "spec": {"ports": [{"port": 5432}]}}
+    tenant.apply(theirs)
+    before = tenant.get("service", "digits")
+    tenant.prepare("digits")
+    tenant.lead()
+    tenant.make("digits")
+    until(lambda: tenant.reason("digits") == "NameConflict", 20, lambda: tenant.get("mdep", "digits"))
+    assert tenant.get("service", "digits") == before
+    tenant.server.kubectl("-n", tenant.name, "delete", "service", "digits")
+    until(lambda: "digits" in tenant.names("services"), 60, lambda: tenant.get("mdep", "digits"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "patch"),
+    [
+        ("deployment", {"spec": {"template": {"spec": {"containers": [{"name": "server", "image": "evil"}]}}}}),
+        ("deployment", {"spec": {"replicas": 7}}),
+        ("service", {"spec": {"selector": {"slipway.dev/revision": "other"}}}),
+        ("deployment", None),
+        ("service", None),
+    ],
+    ids=["image", "replicas", "selector", "deployment deleted", "service deleted"],
+)
+def test_what_somebody_changes_or_deletes_comes_back(tenant: Tenant, kind: str, patch: dict[str, object] | None) -> None:
+    tenant.prepare("digits")
+    tenant.lead()
+    tenant.make("digits")
+    tenant.wait_deployments(1)
+    tenant.settle()
+    name = revision_of(tenant)
+    want = tenant.get(kind, name)["spec"]
+    if patch is None:
+        tenant.server.kubectl("-n", tenant.name, "delete", kind, name)
+    else:
+        tenant.server.kubectl("-n", tenant.name, "patch", kind, name, "--type=strategic", "-p", json.dumps(patch))
+
+    def is_back() -> bool:
+        found = tenant.find(kind, name)
+        spec = found and found["spec"]
+        if spec and patch is None and kind == "service":  # a new one has an address of its own
+            spec |= {key: want[key] for key in ("clusterIP", "clusterIPs")}
+        return bool(spec == want)
+
+    until(is_back, 10, lambda: (tenant.find(kind, name), want))
+
+
+def test_a_killed_leader_is_followed_within_twenty_seconds(tenant: Tenant) -> None:
+    tenant.prepare("digits")
+    first = tenant.lead()
+    second = tenant.start()
+    until(lambda: "slipway_leader 0.0" in second.metrics() if second.log.exists() and _answers(second) else False, 20)
+    first.end(signal.SIGKILL)
+    begin = time.monotonic()
+    until(second.leads, 20, lambda: second.log.read_text()[-2000:])
+    print(f"takeover after {time.monotonic() - begin:.1f} s")
+    tenant.make("digits")
+    tenant.wait_deployments(1)
+
+
+def test_a_leader_that_was_stopped_for_a_while_comes_back_as_a_follower(tenant: Tenant) -> None:
+    tenant.prepare("digits")
+    first = tenant.lead()
+    second = tenant.start()
+    first.send(signal.SIGSTOP)
+    until(second.leads, 25, lambda: second.log.read_text()[-2000:])
+    tenant.make("digits")
+    tenant.wait_deployments(1)
+    tenant.settle()
+    first.send(signal.SIGCONT)
+    until(lambda: not first.leads(), 5)
+    time.sleep(3)
+    assert second.leads()
+    assert not first.leads()
+
+
+def _answers(operator: object) -> bool:
+    try:
+        operator.metrics()  # type: ignore[attr-defined]
+    except OSError:
+        return False
+    return True
+
+
+def test_an_api_server_that_stops_answering_is_waited_for(apiserver: ApiServer, tenant: Tenant) -> None:
+    tenant.prepare("digits")
+    operator = tenant.lead()
+    pid = int(Path(apiserver.kubeconfig.parent / "apiserver.pid").read_text())
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        until(lambda: not operator.leads(), 20)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    until(operator.leads, 40, lambda: operator.log.read_text()[-2000:])
+    tenant.make("digits")
+    tenant.wait_deployments(1)
+    assert operator.process.poll() is None
+
+
+def test_fifty_quick_edits_end_at_the_last_one(tenant: Tenant) -> None:
+    tenant.prepare("digits")
+    tenant.lead()
+    tenant.make("digits")
+    tenant.wait_deployments(1)
+    tenant.settle()
+    before = tenant.audit.stat().st_size
+    for replicas in range(2, 52):
+        tenant.apply(model_deployment("digits", replicas=replicas % 9))
+    last = 51 % 9
+    until(lambda: tenant.get("deployment", revision_of(tenant))["spec"]["replicas"] == last, 10)
+    tenant.settle()
+    assert tenant.get("mdep", "digits")["status"]["observedGeneration"] == tenant.get("mdep", "digits")["metadata"]["generation"]
+    # a write of the Deployment and one of the status for each edit at most: edits that come together are one pass
+    assert sum(tenant.writes(before).values()) <= 100
