@@ -11,7 +11,7 @@ from slipway import names
 from slipway.cluster import Cluster, Conflict, NotFound
 from slipway.events import Recorder
 from slipway.leader import Leader
-from slipway.plan.objects import owner
+from slipway.plan.objects import changed, owner
 from slipway.snapshot import Decision, Event, Manifest, ObjectRef
 from slipway.store import Store, identity
 
@@ -26,14 +26,19 @@ class NotOursError(Exception):
     """A name that we need belongs to somebody else."""
 
 
-async def apply_shipped(cluster: Cluster, manifests: Sequence[Manifest], cluster_role: str) -> None:
-    """Apply the ServingRuntimes that come with the chart, owned by its ClusterRole, so that an uninstall collects them.
+async def apply_shipped(cluster: Cluster, store: Store, manifests: Sequence[Manifest], cluster_role: str) -> None:
+    """Apply the ServingRuntimes of the chart that are missing or differ, owned by its ClusterRole, so that an uninstall collects them.
 
     Helm cannot install them itself: their kind comes with the same release.
     """
-    references = [owner(await cluster.get("ClusterRole", None, cluster_role), controller=False)] if cluster_role else []
-    for manifest in manifests:
-        await cluster.apply({**manifest, "metadata": {**manifest["metadata"], "ownerReferences": references}})
+    # the hash shows a field that a new version of the chart leaves out, which a look for missing fields would not
+    marked = [{**m, "metadata": {**m["metadata"], "annotations": {names.MANIFEST: names.digest_of(m)[:12]}}} for m in manifests]
+    wanted = changed(marked, store.of_kind("ServingRuntime"))
+    if wanted:  # the watch may not have told yet
+        wanted = changed(marked, await cluster.list("ServingRuntime", None))
+    references = [owner(await cluster.get("ClusterRole", None, cluster_role), controller=False)] if wanted and cluster_role else []
+    for manifest in wanted:
+        store.observe(await cluster.apply({**manifest, "metadata": {**manifest["metadata"], "ownerReferences": references}}))
         LOG.info("applied object=%s/%s", manifest["kind"], manifest["metadata"]["name"])
 
 

@@ -28,7 +28,7 @@ from slipway.store import Store
 from slipway.worker import Worker
 
 LOG = logging.getLogger("slipway")
-SHIPPED_RETRY_SECONDS = 3.0
+SHIPPED_SECONDS = 3.0  # between looks at the shipped ServingRuntimes; one that finds nothing missing costs no request
 
 
 def main() -> None:
@@ -48,7 +48,7 @@ async def run(settings: Settings) -> None:
     resync = Resync(cluster, store, queue.add, settings.namespaces, settings.resync_seconds)
     ready = asyncio.Event()
     runner = await _serve(settings, resync, queue, ready)
-    parts = [leader.run(), resync.run(), _apply_shipped(cluster, leader, settings)]
+    parts = [leader.run(), resync.run(), _apply_shipped(cluster, store, leader, settings)]
     parts += [Worker(cluster, store, queue, leader, config).run() for _ in range(settings.workers)]
     tasks = [asyncio.create_task(part) for part in parts]
     watch = asyncio.create_task(_watch(settings, store, queue, leader.identity, ready))
@@ -91,21 +91,19 @@ async def _watch(settings: Settings, store: Store, queue: KeyQueue, identity: st
     )
 
 
-async def _apply_shipped(cluster: Cluster, leader: Leader, settings: Settings) -> None:
-    """Apply the shipped ServingRuntimes once this replica leads; a failure is tried again until it works."""
+async def _apply_shipped(cluster: Cluster, store: Store, leader: Leader, settings: Settings) -> None:
+    """Keep the shipped ServingRuntimes as the chart has them, while this replica leads; a failure is tried again."""
     if not settings.serving_runtimes:
-        await asyncio.Event().wait()
+        await asyncio.Event().wait()  # a part of the operator does not end
     text = await asyncio.to_thread(Path(settings.serving_runtimes).read_text)
     manifests = [manifest for manifest in yaml.safe_load_all(text) if manifest]
     while True:
         await leader.elected.wait()
         try:
-            await apply_shipped(cluster, manifests, settings.cluster_role)
+            await apply_shipped(cluster, store, manifests, settings.cluster_role)
         except ApiError as error:
             LOG.warning("ServingRuntimes not applied yet: %s", error.message)
-            await asyncio.sleep(SHIPPED_RETRY_SECONDS)
-        else:
-            await asyncio.Event().wait()  # a part of the operator does not end
+        await asyncio.sleep(SHIPPED_SECONDS)
 
 
 async def _serve(settings: Settings, resync: Resync, queue: KeyQueue, ready: asyncio.Event) -> web.AppRunner:

@@ -27,6 +27,7 @@ RECONCILE = f"{GROUP}/reconcile"  # annotation: "disabled" takes the operator's 
 POD_TEMPLATE = f"{GROUP}/pod-template"  # annotation: the pod template as it was rendered for this revision
 DIGEST = f"{GROUP}/artifact-digest"  # annotation: what the revision serves
 FORMAT = f"{GROUP}/format"  # annotation
+MANIFEST = f"{GROUP}/manifest"  # annotation of a shipped ServingRuntime: hash of the chart's manifest
 
 SELECTOR = f"{MANAGED_BY}={FIELD_MANAGER}"
 MAX_LABEL = 63  # of a label's value and of a Service's name (RFC 1123)

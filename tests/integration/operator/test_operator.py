@@ -153,3 +153,33 @@ def test_fifty_quick_edits_end_at_the_last_one(tenant: Tenant) -> None:
     assert tenant.get("mdep", "digits")["status"]["observedGeneration"] == tenant.get("mdep", "digits")["metadata"]["generation"]
     # a write of the Deployment and one of the status for each edit at most: edits that come together are one pass
     assert sum(tenant.writes(before).values()) <= 100
+
+
+def test_a_shipped_runtime_that_is_changed_or_deleted_comes_back_and_is_written_once(tenant: Tenant, tmp_path: Path) -> None:
+    shipped = tmp_path / "runtimes.yaml"
+    name = f"shipped-{tenant.name}"
+    spec = {"image": "ours", "formats": [{"name": "ONNX"}], "args": ["serve"]}
+    manifest = {"apiVersion": "slipway.dev/v1alpha1", "kind": "ServingRuntime", "metadata": {"name": name}, "spec": spec}
+    shipped.write_text(json.dumps(manifest))
+    settings = {"SLIPWAY_SERVING_RUNTIMES": str(shipped)}
+
+    def image() -> str | None:
+        found = tenant.find("srt", name)
+        return found["spec"]["image"] if found else None
+
+    operator = tenant.lead(**settings)
+    until(lambda: image() == "ours", 10)
+    version = tenant.get("srt", name)["metadata"]["resourceVersion"]
+    operator.end()
+    operator = tenant.lead(**settings)
+    time.sleep(5)
+    assert tenant.get("srt", name)["metadata"]["resourceVersion"] == version
+    tenant.server.kubectl("patch", "srt", name, "--type=merge", "-p", '{"spec": {"image": "theirs"}}')
+    until(lambda: image() == "ours", 10)
+    tenant.server.kubectl("delete", "srt", name)
+    until(lambda: image() == "ours", 10)
+    operator.end()
+    shipped.write_text(json.dumps(manifest | {"spec": {key: spec[key] for key in ("image", "formats")}}))
+    tenant.lead(**settings)
+    until(lambda: "args" not in tenant.get("srt", name)["spec"], 10)
+    tenant.server.kubectl("delete", "srt", name)
