@@ -56,20 +56,21 @@ NAME = (
     "starting with a letter and not ending with '-'"
 )
 SCHEME = "the URI must start with oci://, https://, http://, configmap:// or pvc://; for example oci://registry:5000/models/digits:v1"
-REPOSITORY = "an oci URI is oci://host[:port]/repository[:tag][@sha256:…], the repository in lower case; for example oci://registry:5000/models/digits:v1"
+REPOSITORY = "an oci URI is oci://host[:port]/repository[:tag][@sha256:…], the repository in lower case"
+DATA = "the URI must have the form of one in spec.model.uri, without spaces, password and /../; for example pvc://data/golden.npz"
 DIGEST = "a digest is sha256: followed by 64 lower-case hexadecimal digits; `slipway push` prints it"
-ENTRYPOINT = "an entrypoint is module:callable, with the module in the model folder; for example model:build for build() in model.py"
+ENTRYPOINT = "an entrypoint is module:callable, with the module in the model folder; for example model:build"
 PYTORCH_ONLY = "entrypoint and arguments are for PyTorch models; remove them, or set format to PyTorch"
-DIMENSION = "a dimension is a positive integer or, when it varies, a name of letters, digits and _; for example 8 or batch"
+DIMENSION = "a dimension is a positive integer or, when it varies, a name; for example 8 or batch"
 INSIDE = "this must be a path inside the model folder, without a leading / and without ..; for example weights.safetensors"
 TARGETS = "an ONNX source is served as it is; write {target: None} in conversion.candidates, or leave them out"
 DECIMAL = 'this must be a decimal number, not negative, written as a string; for example "1e-3" or "0.001"'
-DURATION = "a duration is whole numbers with the units h, m and s, in this order; for example 10m, 90s or 1h30m"
+DURATION = "a duration is from 1s to 24h, in whole h, m and s, in this order; for example 10m, 90s or 1h30m"
 QUANTITY = "this must be a quantity, not negative; for example 500m, 2 or 4Gi"
-SECRET = "this must be the name of a Kubernetes object: lower-case letters, digits, '-' and '.'; for example my-secret"
+SECRET = "the name of an object has lower-case letters, digits, '-' and '.'; for example my-secret"
 IMAGE_RULE = "an image is host/repository:tag or host/repository@sha256:…, without a scheme and without spaces"
 PATH = "an HTTP path starts with / and has no query; for example /v2/health/ready"
-ENV_NAME = "the name of an environment variable has letters, digits, '_', '-' and '.', and does not start with a digit"
+ENV_NAME = "the name of a variable has letters, digits, '_', '-' and '.', and does not start with a digit"
 ENV_FROM = {"secretKeyRef": {"name": "a", "key": "b"}, "fieldRef": {"fieldPath": "metadata.name"}}
 
 # (what is wrong, manifest, the words of the answer)
@@ -145,7 +146,7 @@ INVALID: list[tuple[str, Spec, str]] = [
     (
         "tensor name with a space",
         tensors(TENSOR | {"name": "my image"}),
-        "a tensor's name starts with a letter or _ and has letters, digits, '_', '.', '/' and '-'",
+        "a tensor's name has letters, digits, '_', '.', '/' and '-', a letter or _ first",
     ),
     ("unknown target", deployment(conversion={"candidates": [{"target": "TensorRT"}]}), 'Unsupported value: "TensorRT"'),
     ("unknown precision", deployment(conversion={"candidates": [{"target": "ONNX", "precision": "Int8"}]}), 'Unsupported value: "Int8"'),
@@ -168,14 +169,24 @@ INVALID: list[tuple[str, Spec, str]] = [
     ("-1 percent", validation(minAccuracyPercent=-1), "minAccuracyPercent in body should be greater than or equal to 0"),
     ("duration without unit", deployment(conversion={"timeout": "600"}), DURATION),
     ("duration backwards", deployment(conversion={"timeout": "30m1h"}), DURATION),
-    ("no time at all", deployment(conversion={"timeout": "0s"}), "a duration must be from 1s to 24h"),
-    ("two days", deployment(conversion={"timeout": "48h"}), "a duration must be from 1s to 24h"),
+    ("no time at all", deployment(conversion={"timeout": "0s"}), DURATION),
+    ("two days", deployment(conversion={"timeout": "48h"}), DURATION),
+    ("duration without anything", deployment(conversion={"timeout": "hm"}), DURATION),
+    ("golden data of an unknown scheme", validation(data={"uri": "ftp://host/golden.npz"}), DATA),
+    ("golden data in upper case", validation(data={"uri": "oci://h/Golden"}), DATA),
+    ("golden data with a space", validation(data={"uri": "https://host/my golden.npz"}), DATA),
+    ("golden data with a password", validation(data={"uri": "https://me:secret@host/golden.npz"}), DATA),
+    ("golden data that climb", validation(data={"uri": "pvc://data/../golden.npz"}), DATA),
+    ("golden data without a claim", validation(data={"uri": "pvc:///golden.npz"}), DATA),
+    ("name that ends in a hyphen", serving(runtime="mine-"), SECRET),
+    ("name with an empty part", serving(serviceAccountName="a..b"), SECRET),
+    ("name of nothing", serving(priorityClassName=""), SECRET),
     ("bad quantity", deployment(conversion={"resources": {"limits": {"memory": "4 GB"}}}), QUANTITY),
     ("negative quantity", serving(resources={"requests": {"cpu": "-1"}}), QUANTITY),
     (
         "request over limit",
         serving(resources={"requests": {"memory": "2Gi"}, "limits": {"memory": "1Gi"}}),
-        "a request must not be larger than the limit of the same resource; raise the limit or lower the request",
+        "a request is larger than the limit of the same resource; raise the limit or lower the request",
     ),
     ("negative replicas", serving(replicas=-1), "spec.serving.replicas in body should be greater than or equal to 0"),
     ("bad runtime name", serving(runtime="My Runtime"), SECRET),
@@ -250,6 +261,9 @@ VALID: list[tuple[str, Spec]] = [
     ("pvc, whole", model(uri="pvc://models")),
     ("ONNX", deployment(model={"uri": "https://host/m.onnx", "format": "ONNX"}, conversion={"candidates": [{"target": "None"}]})),
     ("timeout in seconds", deployment(conversion={"timeout": "90s"})),
+    ("golden data in a volume", validation(data={"uri": "pvc://data/..a/golden.npz"})),
+    ("golden data in a registry", validation(data={"uri": f"oci://h:5000/golden:v1@sha256:{'a' * 64}"})),
+    ("names with dots and hyphens", serving(runtime="a--b.c-1", runtimeClassName="0")),
     ("an artifact", artifact(model=FULL_MODEL, conversion=FULL_CONVERSION)),
     (
         "a runtime",

@@ -15,8 +15,8 @@ LIST_MAP_BY_NAME: dict[str, Any] = {"x-kubernetes-list-type": "map", "x-kubernet
 ATOMIC: dict[str, Any] = {"x-kubernetes-list-type": "atomic"}
 INT64: dict[str, Any] = {"format": "int64"}
 
-_SUBDOMAIN = r"[a-z0-9](?:[-a-z0-9]*[a-z0-9])?(?:\.[a-z0-9](?:[-a-z0-9]*[a-z0-9])?)*"
-_DURATION = r"(?:[0-9]{1,5}h)?(?:[0-9]{1,5}m)?(?:[0-9]{1,7}s)?"
+_SUBDOMAIN = r"[a-z0-9]+((-+|\.)[a-z0-9]+)*"
+_DURATION = r"([0-9]{1,5}h)?([0-9]{1,5}m)?([0-9]{1,7}s)?"
 _UNITS = {"h": 3600, "m": 60, "s": 1}
 _SUFFIXES: dict[str, Decimal] = {
     **{"n": Decimal("1e-9"), "u": Decimal("1e-6"), "m": Decimal("1e-3"), "": Decimal(1)},
@@ -66,24 +66,23 @@ def _is_quantity(value: int | str) -> bool:
 
 ObjectName = Annotated[
     str,
-    Field(min_length=1, max_length=253),
-    matches(_SUBDOMAIN, "this must be the name of a Kubernetes object: lower-case letters, digits, '-' and '.'; for example my-secret"),
+    Field(max_length=253),
+    matches(_SUBDOMAIN, "the name of an object has lower-case letters, digits, '-' and '.'; for example my-secret"),
 ]
 Duration = Annotated[
     str,
     Field(min_length=2, max_length=20),
-    matches(_DURATION, "a duration is whole numbers with the units h, m and s, in this order; for example 10m, 90s or 1h30m"),
     Rule(
-        f"!self.matches(r'^(?:{_DURATION})$') || (duration(self) >= duration('1s') && duration(self) <= duration('24h'))",
-        "a duration must be from 1s to 24h",
-        lambda text: 1 <= parse_duration(text) <= 86400,
+        f"self.matches('^{_DURATION}$') && duration(self) >= duration('1s') && duration(self) <= duration('24h')",
+        "a duration is from 1s to 24h, in whole h, m and s, in this order; for example 10m, 90s or 1h30m",
+        lambda text: re.fullmatch(_DURATION, text) is not None and 1 <= parse_duration(text) <= 86400,
     ),
 ]
 DecimalString = Annotated[
     str,
     Field(min_length=1, max_length=32),
     matches(
-        r"[0-9]+(?:\.[0-9]+)?(?:[eE][-+]?[0-9]{1,2})?",
+        r"[0-9]+(\.[0-9]+)?([eE][-+]?[0-9]{1,2})?",
         'this must be a decimal number, not negative, written as a string; for example "1e-3" or "0.001"',
     ),
 ]
@@ -100,7 +99,7 @@ Image = Annotated[
     str,
     Field(min_length=1, max_length=512),
     matches(
-        r"(?:[^\s/@]+/)*[^\s/@:]+(?::[A-Za-z0-9_][-A-Za-z0-9._]{0,127})?(?:@sha256:[0-9a-f]{64})?",
+        r"([^\s/@]+/)*[^\s/@:]+(:[A-Za-z0-9_][-A-Za-z0-9._]{0,127})?(@sha256:[0-9a-f]{64})?",
         "an image is host/repository:tag or host/repository@sha256:…, without a scheme and without spaces",
     ),
 ]
@@ -108,7 +107,7 @@ Quantity = Annotated[
     int | str,
     WithJsonSchema({"x-kubernetes-int-or-string": True, "maxLength": 32}),
     Rule(
-        "type(self) == int ? self >= 0 : isQuantity(self) && quantity(self).compareTo(quantity('0')) >= 0",
+        "isQuantity(string(self)) && !quantity(string(self)).isLessThan(quantity('0'))",
         "this must be a quantity, not negative; for example 500m, 2 or 4Gi",
         _is_quantity,
     ),
@@ -127,43 +126,41 @@ class ResourceRequirements(ApiModel):
     rules = (
         Rule(
             "!has(self.requests) || !has(self.limits) || self.requests.all(k, !(k in self.limits) || "
-            "!isQuantity(string(self.requests[k])) || "
-            "!isQuantity(string(self.limits[k])) || !quantity(string(self.requests[k])).isGreaterThan(quantity(string(self.limits[k]))))",
-            "a request must not be larger than the limit of the same resource; raise the limit or lower the request",
+            "!isQuantity(string(self.requests[k])) || !isQuantity(string(self.limits[k])) || "
+            "!quantity(string(self.requests[k])).isGreaterThan(quantity(string(self.limits[k]))))",
+            "a request is larger than the limit of the same resource; raise the limit or lower the request",
             _requests_fit,
         ),
     )
 
     requests: Quantities | None = Field(
         default=None,
-        description="What the scheduler reserves, by resource name. Quantities, for example {cpu: 500m, memory: 512Mi}. Default: none.",
+        description="What the scheduler reserves. Quantities, for example {cpu: 500m, memory: 512Mi}. Default: none.",
     )
     limits: Quantities | None = Field(
         default=None,
-        description="What the container may use at most, by resource name. Quantities, for example {memory: 2Gi}. Default: no limit.",
+        description="What the container may use at most. Quantities, for example {memory: 2Gi}. Default: no limit.",
     )
 
 
 class SecretReference(ApiModel):
     """A Secret of the same namespace."""
 
-    name: ObjectName = Field(description="Name of the Secret, in the namespace of this resource. Example: models-read.")
+    name: ObjectName = Field(description="Name of the Secret, in this namespace. Example: models-read.")
 
 
 class KeySelector(ApiModel):
-    """One key of a Secret or a ConfigMap of the same namespace."""
+    """One key of a Secret or a ConfigMap of the same namespace; as in a Pod, only its shape is checked here."""
 
-    name: ObjectName = Field(description="Name of the object, in the namespace of the pod. Example: api-keys.")
-    key: str = Field(min_length=1, max_length=253, description="The key whose value is taken. Example: token.")
-    optional: bool | None = Field(
-        default=None, description="Whether the pod may start when the object or the key is absent. Default: false."
-    )
+    name: str = Field(min_length=1, max_length=253, description="Name of the object. Example: api-keys.")
+    key: str = Field(min_length=1, max_length=253, description="Its key. Example: token.")
+    optional: bool | None = Field(default=None, description="Whether the pod may start without it. Default: false.")
 
 
 class FieldSelector(ApiModel):
     """A field of the pod."""
 
-    field_path: str = Field(min_length=1, max_length=256, description="Path of the field of the pod. Example: metadata.namespace.")
+    field_path: str = Field(min_length=1, max_length=256, description="Its path. Example: metadata.namespace.")
 
 
 class EnvVarSource(ApiModel):
@@ -177,11 +174,9 @@ class EnvVarSource(ApiModel):
         ),
     )
 
-    secret_key_ref: KeySelector | None = Field(default=None, description="A key of a Secret. Example: {name: api-keys, key: token}.")
-    config_map_key_ref: KeySelector | None = Field(
-        default=None, description="A key of a ConfigMap. Example: {name: settings, key: threads}."
-    )
-    field_ref: FieldSelector | None = Field(default=None, description="A field of the pod. Example: {fieldPath: spec.nodeName}.")
+    secret_key_ref: KeySelector | None = Field(default=None, description="A key of a Secret in the namespace of the pod.")
+    config_map_key_ref: KeySelector | None = Field(default=None, description="A key of a ConfigMap in the namespace of the pod.")
+    field_ref: FieldSelector | None = Field(default=None, description="A field of the pod.")
 
 
 class EnvVar(ApiModel):
@@ -197,10 +192,10 @@ class EnvVar(ApiModel):
 
     name: Annotated[
         str,
-        Field(min_length=1, max_length=128),
+        Field(max_length=128),
         matches(
             r"[-._a-zA-Z][-._a-zA-Z0-9]*",
-            "the name of an environment variable has letters, digits, '_', '-' and '.', and does not start with a digit",
+            "the name of a variable has letters, digits, '_', '-' and '.', and does not start with a digit",
         ),
     ] = Field(description="Name of the variable, unique in the list. Example: OMP_NUM_THREADS.")
     value: str | None = Field(
@@ -209,7 +204,7 @@ class EnvVar(ApiModel):
         description="The value, as a string. {{modelDir}}, {{modelName}}, {{revision}}, {{artifactDigest}} and {{port}} are "
         'replaced. Example: "4".',
     )
-    value_from: EnvVarSource | None = Field(default=None, description="Takes the value from elsewhere, instead of value. Default: none.")
+    value_from: EnvVarSource | None = Field(default=None, description="Where the value comes from, instead of value.")
 
 
 EnvVars = Annotated[tuple[EnvVar, ...], Field(max_length=64, json_schema_extra=LIST_MAP_BY_NAME), AfterValidator(unique_names)]
@@ -226,12 +221,12 @@ class Toleration(ApiModel):
     )
     value: str | None = Field(default=None, max_length=63, description="Value of the taint, with operator Equal. Example: batch.")
     effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = Field(
-        default=None, description="Effect of the taint: NoSchedule, PreferNoSchedule or NoExecute. Default: all of them."
+        default=None, description="Effect of the taint. Default: all of them."
     )
     toleration_seconds: int | None = Field(
         default=None,
         json_schema_extra=INT64,
-        description="Seconds that a pod stays after a NoExecute taint appears. Example: 300. Default: for ever.",
+        description="Seconds that a pod stays after a NoExecute taint appears. Default: for ever.",
     )
 
 
@@ -242,9 +237,7 @@ class ConditionStatus(StatusModel):
     status: Literal["True", "False", "Unknown"] = Field(description="True, False or Unknown.")
     reason: str = Field(description="Why, as one word out of a closed list (docs/reference/reasons.md). Example: ParityFailed.")
     message: str = Field(default="", description="Why, as a sentence, and what to do next. At most 1,024 characters.")
-    last_transition_time: str = Field(
-        json_schema_extra={"format": "date-time"}, description="When status changed last, UTC. Example: 2026-01-31T12:00:00Z."
-    )
+    last_transition_time: str = Field(json_schema_extra={"format": "date-time"}, description="When status changed last.")
     observed_generation: int | None = Field(
         default=None, json_schema_extra=INT64, description="The metadata.generation that this is about."
     )

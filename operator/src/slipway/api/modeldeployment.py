@@ -25,8 +25,7 @@ class Serving(ApiModel):
     )
     resources: ResourceRequirements | None = Field(
         default=None,
-        description="Resources of the server container. Example: {requests: {cpu: 500m, memory: 512Mi}, limits: {memory: 1Gi}}. "
-        "Default: none.",
+        description="Resources of the server container. Default: none.",
     )
     labels: Annotated[tuple[Annotated[str, Field(max_length=256)], ...], Field(max_length=65536, json_schema_extra=ATOMIC)] | None = Field(
         default=None,
@@ -46,8 +45,7 @@ class Serving(ApiModel):
     )
     affinity: dict[str, Any] | None = Field(
         default=None,
-        description="Affinity of the pods, as in a Pod's spec.affinity; see `kubectl explain pod.spec.affinity`. Default: the pods "
-        "of a revision are spread over nodes.",
+        description="Affinity of the pods; see `kubectl explain pod.spec.affinity`. Default: the pods of a revision are spread over nodes.",
     )
     runtime_class_name: ObjectName | None = Field(
         default=None, description="RuntimeClass of the pods, for example gvisor. Default: the cluster's."
@@ -87,28 +85,24 @@ class RevisionStatus(StatusModel):
     """One revision that has pods."""
 
     revision: str = Field(description="Name of the revision, and of its Deployment and Service. Example: digits-5d41402a.")
-    artifact: str | None = Field(default=None, description="Name of its ModelArtifact. Example: mart-0a1b2c3d4e5f.")
-    digest: str | None = Field(default=None, description="Digest of the converted model in the registry. Example: sha256:9f86….")
-    format: ObservedFormat | None = Field(default=None, description="Format that is served: ONNX, TorchScript or PyTorch.")
+    artifact: str | None = Field(default=None, description="Name of its ModelArtifact.")
+    digest: str | None = Field(default=None, description="Digest of the converted model in the registry.")
+    format: ObservedFormat | None = Field(default=None, description="Format that is served.")
     ready_replicas: int = Field(default=0, description="How many of its pods are ready. A count.")
     weight: int = Field(default=0, description="Share of the requests that it gets, in percent.")
-    since: str | None = Field(
-        default=None, json_schema_extra={"format": "date-time"}, description="When it took over, UTC. Example: 2026-01-31T12:00:00Z."
-    )
+    since: str | None = Field(default=None, json_schema_extra={"format": "date-time"}, description="When it took over.")
 
 
 class HistoryEntry(StatusModel):
     """How an earlier revision ended."""
 
     revision: str = Field(description="Name of the revision. Example: digits-5d41402a.")
-    digest: str | None = Field(default=None, description="Digest of the converted model that it served. Example: sha256:9f86….")
+    digest: str | None = Field(default=None, description="Digest of the converted model that it served.")
     outcome: Literal["Served", "Failed", "Superseded"] = Field(
         description="Served (it was stable), Failed (it never became ready) or Superseded (a newer one came first)."
     )
     reason: str | None = Field(default=None, description="Why it ended. Example: RevisionSuperseded.")
-    finished_at: str | None = Field(
-        default=None, json_schema_extra={"format": "date-time"}, description="When it ended, UTC. Example: 2026-01-31T12:00:00Z."
-    )
+    finished_at: str | None = Field(default=None, json_schema_extra={"format": "date-time"}, description="When it ended.")
 
 
 class DeploymentFailure(StatusModel):
@@ -125,7 +119,7 @@ class DeploymentFailure(StatusModel):
 class ObservedModel(StatusModel):
     """What was read from the model folder."""
 
-    source_digest: str | None = Field(default=None, description="Digest that the URI was resolved to. Example: sha256:9f86….")
+    source_digest: str | None = Field(default=None, description="Digest that the URI was resolved to.")
     format: str | None = Field(default=None, description="Format of the source: PyTorch or ONNX.")
     entrypoint: str | None = Field(default=None, description="Entrypoint that was called. Example: model:build.")
     weights: str | None = Field(default=None, description="File of the weights. Example: weights.safetensors.")

@@ -49,9 +49,9 @@ class Rule:
 
 
 def matches(pattern: str, message: str) -> Rule:
-    """The whole string matches; the pattern must mean the same in RE2 and in Python, and hold no single quote."""
+    """The whole string matches; the pattern must mean the same in RE2 and in Python, hold no single quote and no `|` outside a group."""
     compiled = re.compile(pattern)
-    return Rule(f"self.matches(r'^(?:{pattern})$')", message, lambda value: compiled.fullmatch(value) is not None)
+    return Rule(f"self.matches(r'^{pattern}$')", message, lambda value: compiled.fullmatch(value) is not None)
 
 
 class ApiModel(BaseModel):

@@ -26,17 +26,25 @@ Target = Literal["ONNX", "TorchScript", "None"]
 Precision = Literal["Float32"]
 DType = Literal["bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64", "float16", "float32", "float64"]
 
-_SCHEMES = "oci|https?|configmap|pvc"
 _IDENTIFIER = "[A-Za-z_][A-Za-z0-9_]*"
-_DOTTED = rf"{_IDENTIFIER}(?:\.{_IDENTIFIER})*"
-_NAME = "[a-z0-9](?:[-a-z0-9.]*[a-z0-9])?"
+_DOTTED = rf"{_IDENTIFIER}(\.{_IDENTIFIER})*"
+_NAME = "[a-z0-9]([-a-z0-9.]*[a-z0-9])?"
 
 
-def _uri_rule(scheme: str, rest: str, message: str) -> Rule:
+# What follows SCHEME:// in a URI; the key is a pattern too.
+_REST = {
+    "oci": r"[^/@]+/[a-z0-9][-a-z0-9._/]*(:[A-Za-z0-9_][-A-Za-z0-9._]{0,127})?(@sha256:[0-9a-f]{64})?",
+    "https?": "[^/]+/.+",
+    "configmap": _NAME,
+    "pvc": rf"{_NAME}(/[^/]+)*/?",
+}
+
+
+def _uri_rule(scheme: str, message: str) -> Rule:
     """A rule about the URIs of one scheme; the others obey it by not being meant."""
-    compiled = re.compile(f"{scheme}://{rest}")
+    compiled = re.compile(f"{scheme}://{_REST[scheme]}")
     return Rule(
-        f"!self.matches(r'^{scheme}://') || self.matches(r'^{scheme}://{rest}$')",
+        f"!self.matches('^{scheme}://') || self.matches(r'^{scheme}://{_REST[scheme]}$')",
         message,
         lambda uri: re.match(f"{scheme}://", uri) is None or compiled.fullmatch(uri) is not None,
     )
@@ -46,44 +54,46 @@ Uri = Annotated[
     str,
     Field(min_length=1, max_length=2048),
     Rule(
-        f"self.matches(r'^(?:{_SCHEMES})://')",
+        f"self.matches('^({'|'.join(_REST)})://')",
         "the URI must start with oci://, https://, http://, configmap:// or pvc://; for example oci://registry:5000/models/digits:v1",
-        lambda uri: re.match(f"(?:{_SCHEMES})://", uri) is not None,
+        lambda uri: re.match(f"({'|'.join(_REST)})://", uri) is not None,
     ),
     Rule(r"!self.matches(r'\s')", "the URI must not contain spaces", lambda uri: re.search(r"\s", uri) is None),
     Rule(
-        "!self.matches(r'^[a-z]+://[^/]*@')",
+        "!self.matches('^[a-z]+://[^/]*@')",
         "the URI must not carry a user or a password; put them into a Secret and name it in credentialsSecretRef",
         lambda uri: re.match("[a-z]+://[^/]*@", uri) is None,
     ),
+    _uri_rule("oci", "an oci URI is oci://host[:port]/repository[:tag][@sha256:…], the repository in lower case"),
+    _uri_rule("https?", "an http URI names a host and a file; for example https://models.example.com/digits.tar.gz"),
     _uri_rule(
-        "oci",
-        r"[^/@]+/[a-z0-9][-a-z0-9._/]*(?::[A-Za-z0-9_][-A-Za-z0-9._]{0,127})?(?:@sha256:[0-9a-f]{64})?",
-        "an oci URI is oci://host[:port]/repository[:tag][@sha256:…], the repository in lower case; for example "
-        "oci://registry:5000/models/digits:v1",
-    ),
-    _uri_rule("https?", "[^/]+/.+", "an http URI names a host and a file; for example https://models.example.com/digits.tar.gz"),
-    _uri_rule(
-        "configmap",
-        _NAME,
-        "after configmap:// comes the name of a ConfigMap of this namespace and nothing else; for example configmap://digits",
+        "configmap", "after configmap:// comes the name of a ConfigMap of this namespace and nothing else; for example configmap://digits"
     ),
     _uri_rule(
-        "pvc",
-        rf"{_NAME}(?:/[^/]+)*/?",
-        "after pvc:// come the name of a PersistentVolumeClaim of this namespace and a path in it; for example pvc://models/digits",
+        "pvc", "after pvc:// come the name of a PersistentVolumeClaim of this namespace and a path in it; for example pvc://models/digits"
     ),
     Rule(
-        r"!self.matches(r'/\.\.(?:/|$)')",
+        r"!self.matches(r'/\.\.(/|$)')",
         "the URI must not contain /../; write the path without it",
-        lambda uri: re.search(r"/\.\.(?:/|$)", uri) is None,
+        lambda uri: re.search(r"/\.\.(/|$)", uri) is None,
+    ),
+]
+# The other URIs of a spec obey the same rules in one, because rules cannot be shared in a CRD and its size is bounded.
+_FORMS = "|".join(f"{scheme}://{rest}" for scheme, rest in _REST.items())
+DataUri = Annotated[
+    str,
+    Field(max_length=2048),
+    Rule(
+        rf"self.matches(r'^({_FORMS})$') && !self.matches(r'\s|^[a-z]+://[^/]*@|/\.\.(/|$)')",
+        "the URI must have the form of one in spec.model.uri, without spaces, password and /../; for example pvc://data/golden.npz",
+        lambda uri: re.fullmatch(_FORMS, uri) is not None and re.search(r"\s|^[a-z]+://[^/]*@|/\.\.(/|$)", uri) is None,
     ),
 ]
 RelativePath = Annotated[
     str,
     Field(min_length=1, max_length=512),
     Rule(
-        r"!self.startsWith('/') && !self.matches(r'(?:^|/)\.\.(?:/|$)')",
+        r"!self.startsWith('/') && !self.matches(r'(^|/)\.\.(/|$)')",
         "this must be a path inside the model folder, without a leading / and without ..; for example weights.safetensors",
         lambda path: not path.startswith("/") and ".." not in path.split("/"),
     ),
@@ -93,7 +103,7 @@ Dimension = Annotated[
     WithJsonSchema({"x-kubernetes-int-or-string": True, "maxLength": 63}),
     Rule(
         f"type(self) == int ? self > 0 : self.matches(r'^{_IDENTIFIER}$')",
-        "a dimension is a positive integer or, when it varies, a name of letters, digits and _; for example 8 or batch",
+        "a dimension is a positive integer or, when it varies, a name; for example 8 or batch",
         lambda value: value > 0 if isinstance(value, int) else re.fullmatch(_IDENTIFIER, value) is not None,
     ),
 ]
@@ -137,8 +147,7 @@ class ModelSource(ApiModel):
     digest: Digest | None = Field(
         default=None,
         description="Pins the source: anything else is refused with DigestMismatch. The manifest digest (oci), the sha256 of the "
-        "file (http), "
-        "or the sha256 over the files (configmap, pvc); the resolved digest is in the status of the ModelArtifact. Example: sha256:9f86…. "
+        "file (http), or the sha256 over the files (configmap, pvc); status shows it. Example: sha256:9f86…. "
         "Default: whatever the URI names now.",
     )
     format: ModelFormat | None = Field(
@@ -152,7 +161,7 @@ class ModelSource(ApiModel):
             Field(max_length=256),
             matches(
                 f"{_DOTTED}:{_DOTTED}",
-                "an entrypoint is module:callable, with the module in the model folder; for example model:build for build() in model.py",
+                "an entrypoint is module:callable, with the module in the model folder; for example model:build",
             ),
         ]
         | None
@@ -183,8 +192,8 @@ class TensorSpec(ApiModel):
 
     name: Annotated[
         str,
-        Field(min_length=1, max_length=128),
-        matches(r"[A-Za-z_][A-Za-z0-9_./-]*", "a tensor's name starts with a letter or _ and has letters, digits, '_', '.', '/' and '-'"),
+        Field(max_length=128),
+        matches(r"[A-Za-z_][A-Za-z0-9_./-]*", "a tensor's name has letters, digits, '_', '.', '/' and '-', a letter or _ first"),
     ] = Field(description="Name of the tensor, as in requests and answers; unique in the signature. Example: image.")
     dtype: DType = Field(description="Type of the elements, as numpy and torch call it. Example: float32.")
     shape: Annotated[tuple[Dimension, ...], Field(max_length=16, json_schema_extra=ATOMIC)] = Field(
@@ -238,8 +247,7 @@ Candidates = Annotated[
     tuple[Candidate, ...],
     Field(min_length=1, max_length=8, json_schema_extra=ATOMIC),
     Rule(
-        "self.all(c, self.exists_one(d, d.target == c.target && has(d.precision) == has(c.precision) && (!has(c.precision) || "
-        "d.precision == c.precision)))",
+        "self.all(c, self.exists_one(d, d == c))",
         "two candidates are the same; remove one of them",
         lambda candidates: len(set(candidates)) == len(candidates),
     ),
@@ -249,10 +257,9 @@ Candidates = Annotated[
 class ValidationData(ApiModel):
     """Golden data of one's own."""
 
-    uri: Uri = Field(
+    uri: DataUri = Field(
         description="An .npz file, or a folder with one, whose arrays are named like the inputs, and `labels` (int64 class per "
-        "sample) for the accuracy. "
-        "Schemes as in model.uri. Example: https://models.example.com/digits/golden.npz."
+        "sample) for the accuracy. Forms as in model.uri. Example: pvc://data/golden.npz."
     )
 
 
@@ -293,7 +300,7 @@ class Conversion(ApiModel):
     )
     timeout: Duration = Field(
         default="10m",
-        description="Limit for the container convert, and again for validate. A duration from 1s to 24h. Example: 1h30m. Default: 10m.",
+        description="Limit for the container convert, and again for validate. A duration, for example 1h30m. Default: 10m.",
     )
     resources: ResourceRequirements | None = Field(
         default=None, description="Resources of the containers convert and validate. Example: {limits: {memory: 4Gi}}. Default: none."
