@@ -107,7 +107,9 @@ KINDS = (
         scope="Cluster",
         columns=(
             ("Image", ".spec.image", "string", 0),
-            ("Formats", ".spec.formats", "string", 0),
+            ("Port", ".spec.port", "integer", 0),
+            # Of `.spec.formats[*].name` the API server prints only the first: no list fits a column, so the whole of it is for -o wide.
+            ("Formats", ".spec.formats", "string", 1),
             ("Age", ".metadata.creationTimestamp", "date", 0),
         ),
     ),

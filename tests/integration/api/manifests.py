@@ -215,6 +215,7 @@ INVALID: list[tuple[str, Spec, str]] = [
     ("image with a scheme", runtime(image="https://ghcr.io/slipway"), IMAGE_RULE),
     ("image with a space", runtime(image="slipway runtime"), IMAGE_RULE),
     ("format twice", runtime(formats=[{"name": "ONNX"}, {"name": "ONNX"}]), 'spec.formats[1]: Duplicate value: {"name":"ONNX"}'),
+    ("negative priority", runtime(formats=[{"name": "ONNX", "priority": -1}]), "spec.formats[0].priority in body should be greater than"),
     ("no format", runtime(formats=[]), "spec.formats in body should have at least 1 items"),
     ("unknown runtime format", runtime(formats=[{"name": "Keras"}]), 'spec.formats[0].name: Unsupported value: "Keras"'),
     ("port 0", runtime(port=0), "spec.port in body should be greater than or equal to 1"),
@@ -268,6 +269,7 @@ VALID: list[tuple[str, Spec]] = [
     (
         "a runtime",
         runtime(
+            formats=[{"name": "ONNX", "priority": 10, "image": IMAGE}],
             command=["serve"],
             args=["--port", "{{port}}"],
             env=[{"name": "A", "value": "{{modelDir}}"}],

@@ -12,6 +12,7 @@ import yaml
 
 from integration.api.manifests import INVALID, VALID, artifact, deployment
 from integration.conftest import ApiServer
+from slipway.api.reasons import Reason
 
 CRDS = sorted((Path(__file__).parents[3] / "crds").glob("*.yaml"))
 
@@ -148,7 +149,19 @@ def test_columns_fit_80_characters(apiserver: ApiServer) -> None:
     assert row.split()[:5] == ["columns", "False", "ParityFailed", "columns-5d41402a", "TorchScript"]
 
 
-def test_a_runtime_shows_its_formats(apiserver: ApiServer) -> None:
+def test_the_longest_columns_fit_80_characters(apiserver: ApiServer) -> None:
+    """The longest reason and the longest format; a name of 63 characters, which appears twice, cannot fit."""
+    name = "digits"
+    apiserver.apply(deployment(name))
+    reason = max((str(reason) for reason in Reason), key=len)
+    condition = {"type": "Ready", "status": "False", "reason": reason, "message": "m", "lastTransitionTime": "2026-01-31T12:00:00Z"}
+    status = {"conditions": [condition], "stable": {"revision": f"{name}-5d41402a", "format": "TorchScript"}}
+    apiserver.kubectl("patch", "mdep", name, "--subresource=status", "--type=merge", "-p", json.dumps({"status": status}))
+    table = apiserver.kubectl("get", "mdep", name).splitlines()
+    assert all(len(line.rstrip()) <= 78 for line in table), table  # an age has up to 4 characters, that of the test has 2
+
+
+def test_columns_of_a_runtime(apiserver: ApiServer) -> None:
     formats = [{"name": "ONNX"}, {"name": "TorchScript"}]
     apiserver.apply(
         {
@@ -158,9 +171,12 @@ def test_a_runtime_shows_its_formats(apiserver: ApiServer) -> None:
             "spec": {"image": "i:1", "formats": formats},
         }
     )
-    row = apiserver.kubectl("get", "srt", "mine")
-    assert "ONNX" in row
-    assert "TorchScript" in row
+    header, row = apiserver.kubectl("get", "srt", "mine").splitlines()
+    assert header.split() == ["NAME", "IMAGE", "PORT", "AGE"]
+    assert row.split()[:3] == ["mine", "i:1", "8080"]
+    wide = apiserver.kubectl("get", "srt", "mine", "-o", "wide")
+    assert "ONNX" in wide
+    assert "TorchScript" in wide
 
 
 @pytest.mark.parametrize("path", CRDS, ids=[path.stem for path in CRDS])
@@ -181,3 +197,24 @@ def test_kubectl_explains_every_field(apiserver: ApiServer, path: Path) -> None:
     ]
     for name in ["spec", *objects]:
         assert "<no description>" not in apiserver.kubectl("explain", f"{singular}.{name}"), name
+
+
+@pytest.mark.parametrize("kind", ["ModelDeployment", "ModelArtifact", "ServingRuntime"])
+def test_the_server_publishes_a_text_for_every_field(apiserver: ApiServer, kind: str) -> None:
+    published = json.loads(apiserver.kubectl("get", "--raw", "/openapi/v3/apis/slipway.dev/v1alpha1"))
+    root = published["components"]["schemas"][f"dev.slipway.v1alpha1.{kind}"]
+    found = list(fields(root, kind))
+    assert {f"{kind}.spec", f"{kind}.metadata"} <= {path for path, _ in found}
+    assert [path for path, field in found if not field.get("description", "").strip()] == []
+    texts = {path.removeprefix(kind): field["description"] for path, field in found}
+    own = next(schema(path) for path in CRDS if path.stem == f"{kind.lower()}s")
+    written = {path: field["description"] for path, field in fields(own, "") if path.startswith((".spec", ".status"))}
+    assert written.items() <= texts.items()
+
+
+def test_kubectl_explain_shows_the_text(apiserver: ApiServer) -> None:
+    shown = " ".join(apiserver.kubectl("explain", "modeldeployment.spec.model.uri").split())
+    text = schema(next(path for path in CRDS if path.stem == "modeldeployments"))
+    for part in ("spec", "model", "uri"):
+        text = text["properties"][part]
+    assert " ".join(text["description"].split()) in shown

@@ -18,7 +18,7 @@ class Serving(ApiModel):
 
     runtime: ObjectName | None = Field(
         default=None,
-        description="Name of the ServingRuntime. Example: slipway. Default: the first by name that claims the format of the artifact.",
+        description="Name of the ServingRuntime. Example: slipway. Default: the one with the highest priority for the format of the artifact.",
     )
     replicas: int = Field(
         default=1, ge=0, le=1000, description="How many pods serve; also set by `kubectl scale`. 0 serves nothing. Example: 2. Default: 1."
@@ -70,9 +70,7 @@ class ModelDeploymentSpec(ApiModel):
     conversion: Conversion | None = Field(
         default=None, description="What the model is converted to and how it is checked. Default: ONNX Float32, checked on 64 samples."
     )
-    serving: Serving = Field(
-        default=Serving(), description="How the model is served. Default: one replica of the runtime that claims the format."
-    )
+    serving: Serving = Field(default=Serving(), description="How the model is served. Default: one replica.")
     revision_history_limit: int = Field(
         default=5,
         ge=0,

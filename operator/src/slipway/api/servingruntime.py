@@ -18,6 +18,13 @@ class RuntimeFormat(ApiModel):
     """A format that the server can load."""
 
     name: ObservedFormat = Field(description="ONNX, TorchScript or PyTorch; unique in the list.")
+    priority: int = Field(
+        default=0,
+        ge=0,
+        le=1_000_000,
+        description="A model that names no runtime gets the one whose priority for its format is highest; of equals the first by name. "
+        "Example: 10. Default: 0.",
+    )
     image: Image | None = Field(
         default=None, description="Another image for this format. Example: slipway-runtime-torch:0.1.0. Default: spec.image."
     )

@@ -26,9 +26,18 @@ def revision_shape(spec: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def runtime_for(fmt: str, wanted: str | None, runtimes: tuple[Manifest, ...]) -> Manifest | None:
-    """Return the ServingRuntime of that name, or else the first by name that claims the format; None if there is none."""
-    claims = [r for r in sorted(runtimes, key=name_of) if any(f["name"] == fmt for f in r["spec"].get("formats", ()))]
-    return next((r for r in claims if wanted is None or name_of(r) == wanted), None)
+    """Return the ServingRuntime that serves the format, or None if no allowed one claims it.
+
+    With `wanted` only the runtime of that name is allowed. Else the one with the highest priority for the format is taken, as in KServe, and
+    of equals the first by name: the order in which the runtimes were created or listed says nothing.
+    """
+    ranks = {
+        name_of(runtime): (-int(claim.get("priority", 0)), name_of(runtime))
+        for runtime in runtimes
+        for claim in runtime["spec"].get("formats", ())
+        if claim["name"] == fmt and wanted in (None, name_of(runtime))
+    }
+    return min((runtime for runtime in runtimes if name_of(runtime) in ranks), key=lambda runtime: ranks[name_of(runtime)], default=None)
 
 
 def revision_deployment(resource: Manifest, revision: str, artifact: Manifest, runtime: Manifest, config: Config) -> dict[str, Any]:
