@@ -113,7 +113,12 @@ def test_images_are_used_where_they_belong() -> None:
     assert environment(objects)["SLIPWAY_RUNTIME_IMAGE"] == "r:1"
     runtime = yaml.safe_load(of_kind(objects, "ConfigMap")["slipway-servingruntimes"]["data"]["servingruntimes.yaml"])
     assert runtime["spec"]["image"] == "r:1"
-    assert runtime["spec"]["formats"] == [{"name": "ONNX"}, {"name": "TorchScript", "image": "t:1"}, {"name": "PyTorch", "image": "t:1"}]
+    assert {entry["name"]: entry.get("image") for entry in runtime["spec"]["formats"]} == {
+        "ONNX": None,
+        "TorchScript": "t:1",
+        "PyTorch": "t:1",
+    }
+    assert {entry["priority"] for entry in runtime["spec"]["formats"]} == {10}
 
 
 def test_the_shipped_serving_runtime_is_valid(default: list[Manifest]) -> None:

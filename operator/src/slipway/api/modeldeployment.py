@@ -18,7 +18,7 @@ class Serving(ApiModel):
 
     runtime: ObjectName | None = Field(
         default=None,
-        description="Name of the ServingRuntime. Example: slipway. Default: the one with the highest priority for the format of the artifact.",
+        description="Name of the ServingRuntime. Example: slipway. Default: the one with the highest priority for the format.",
     )
     replicas: int = Field(
         default=1, ge=0, le=1000, description="How many pods serve; also set by `kubectl scale`. 0 serves nothing. Example: 2. Default: 1."

@@ -28,7 +28,7 @@ def revision_shape(spec: Mapping[str, Any]) -> dict[str, Any]:
 def runtime_for(fmt: str, wanted: str | None, runtimes: tuple[Manifest, ...]) -> Manifest | None:
     """Return the ServingRuntime that serves the format, or None if no allowed one claims it.
 
-    With `wanted` only the runtime of that name is allowed. Else the one with the highest priority for the format is taken, as in KServe, and
+    With `wanted` only the runtime of that name is allowed. Else it is the one with the highest priority for the format, as in KServe, and
     of equals the first by name: the order in which the runtimes were created or listed says nothing.
     """
     ranks = {
