@@ -8,14 +8,7 @@ from collections.abc import Iterator
 import pytest
 import yaml
 
-from e2e.kit import CONTEXT, ROOT, SYSTEM, Cluster, Namespace, drop_namespace, make_namespace
-
-VALUES = {
-    "operator.image": "SLIPWAY_OPERATOR_IMAGE",
-    "runtime.image": "SLIPWAY_RUNTIME_IMAGE",
-    "runtime.torchImage": "SLIPWAY_RUNTIME_TORCH_IMAGE",
-    "registry.image": "SLIPWAY_REGISTRY_IMAGE",
-}
+from e2e.kit import CONTEXT, IMAGE_VALUES, ROOT, SYSTEM, Cluster, Namespace, drop_namespace, install, make_namespace
 
 
 @pytest.fixture(scope="session")
@@ -35,18 +28,13 @@ def cluster() -> Cluster:
 @pytest.fixture(scope="session")
 def slipway(cluster: Cluster) -> Cluster:
     """The cluster with Slipway at the images of this tree."""
-    wanted = {path: cluster.images[variable] for path, variable in VALUES.items()}
-    if not _is_installed(cluster, wanted):
-        settings = [argument for path, image in wanted.items() for argument in ("--set", f"{path}={image}")]
-        place = ("-n", SYSTEM, "--create-namespace", "--wait", "--timeout", "5m")
-        done = cluster.helm("upgrade", "--install", "slipway", str(ROOT / "charts/slipway"), *place, *settings)
-        if done.returncode != 0:
-            pods = cluster.run("-n", SYSTEM, "get", "pods,events", "-o", "wide").stdout
-            pytest.fail(f"helm: {done.stderr}\n{pods}")
+    if not _is_installed(cluster):
+        install(cluster)
     return cluster
 
 
-def _is_installed(cluster: Cluster, wanted: dict[str, str]) -> bool:
+def _is_installed(cluster: Cluster) -> bool:
+    wanted = {path: cluster.images[variable] for path, variable in IMAGE_VALUES.items()}
     releases = json.loads(cluster.helm("list", "-n", SYSTEM, "-o", "json").stdout or "[]")
     if not any(release["name"] == "slipway" and release["status"] == "deployed" for release in releases):
         return False

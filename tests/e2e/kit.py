@@ -28,6 +28,12 @@ ROOT = Path(__file__).parents[2]
 CONTEXT = "kind-slipway"
 SYSTEM = "slipway-system"
 MANAGED = "app.kubernetes.io/managed-by=slipway"
+IMAGE_VALUES = {
+    "operator.image": "SLIPWAY_OPERATOR_IMAGE",
+    "runtime.image": "SLIPWAY_RUNTIME_IMAGE",
+    "runtime.torchImage": "SLIPWAY_RUNTIME_TORCH_IMAGE",
+    "registry.image": "SLIPWAY_REGISTRY_IMAGE",
+}
 Manifest = dict[str, Any]
 
 
@@ -217,8 +223,23 @@ class Namespace:
             service = {"selector": {"app": name}, "ports": [{"port": 80, "targetPort": port}]}
             self.apply({"apiVersion": "v1", "kind": "Service", "metadata": {"name": name}, "spec": service})
 
+    def end_load(self, pod: str) -> Manifest:
+        """Tell a pod that runs LOAD to end, and return its counts."""
+        self.kubectl("exec", pod, "--", "python", "-c", "import os, signal; os.kill(1, signal.SIGTERM)")
+        until(lambda: self.phase(pod) in ("Succeeded", "Failed"), 60, lambda: self.kubectl("describe", "pod", pod))
+        return dict(json.loads(self.kubectl("logs", pod).splitlines()[-1]))
+
     def phase(self, pod: str) -> str:
         return str(self.get("pod", pod)["status"].get("phase"))
+
+
+def install(cluster: Cluster, *settings: str, command: tuple[str, ...] = ("upgrade", "--install")) -> None:
+    """Install or upgrade the chart of this tree at its images, with these settings besides, and wait until its pods are ready."""
+    images = [f"{path}={cluster.images[variable]}" for path, variable in IMAGE_VALUES.items()]
+    values = [argument for setting in (*images, *settings) for argument in ("--set", setting)]
+    place = ("-n", SYSTEM, "--create-namespace", "--wait", "--timeout", "5m")
+    done = cluster.helm(*command, "slipway", str(ROOT / "charts/slipway"), *place, *values)
+    assert done.returncode == 0, f"helm: {done.stderr}\n{cluster.run('-n', SYSTEM, 'get', 'pods,events', '-o', 'wide').stdout}"
 
 
 def make_namespace(cluster: Cluster) -> Namespace:
@@ -326,3 +347,53 @@ def mdep(name: str, uri: str, *, serving: Manifest | None = None, conversion: Ma
         "serving": {"resources": SERVER, **(serving or {})},
     }
     return {"apiVersion": "slipway.dev/v1alpha1", "kind": "ModelDeployment", "metadata": {"name": name}, "spec": spec}
+
+
+# -- load --
+
+# 16 connections; ends 15 s after the answers have changed (the old revision drains for 10), after its limit, or on SIGTERM
+LOAD = """
+import http.client, json, signal, sys, threading, time
+name, limit = sys.argv[1], float(sys.argv[2])
+body = json.dumps({"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [1, 2, 3, 4]}]})
+begin, lock = time.monotonic(), threading.Lock()
+count = {"sent": 0, "failed": 0, "answers": {}}
+errors, changed, stopped = [], [], threading.Event()
+signal.signal(signal.SIGTERM, lambda *_: stopped.set())
+
+def over():
+    now = time.monotonic()
+    return stopped.is_set() or now - begin > limit or bool(changed and now - changed[0] > 15)
+
+def work():
+    connection = None
+    while not over():
+        try:
+            connection = connection or http.client.HTTPConnection(name, 80, timeout=20)
+            connection.request("POST", f"/v2/models/{name}/infer", body, {"Content-Type": "application/json"})
+            reply = connection.getresponse()
+            data = reply.read()
+            key = str(round(json.loads(data)["outputs"][0]["data"][0], 3)) if reply.status == 200 else None
+            error = None if key else f"{reply.status} {data[:200]!r}"
+            if reply.will_close:
+                connection.close()
+                connection = None
+        except Exception as caught:
+            key, error, connection = None, repr(caught), None
+        with lock:
+            count["sent"] += 1
+            if error:
+                count["failed"] += 1
+                errors.append(f"{time.monotonic() - begin:.1f}s {error}")
+            else:
+                count["answers"][key] = count["answers"].get(key, 0) + 1
+                if len(count["answers"]) > 1 and not changed:
+                    changed.append(time.monotonic())
+        time.sleep(0.02)
+
+threads = [threading.Thread(target=work) for _ in range(16)]
+[t.start() for t in threads]
+while any(t.is_alive() for t in threads):  # a join would keep the signal's handler from running
+    time.sleep(0.2)
+print(json.dumps(count | {"errors": errors[:20], "seconds": round(time.monotonic() - begin, 1)}))
+"""

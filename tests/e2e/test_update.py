@@ -7,53 +7,9 @@ import json
 import numpy as np
 import pytest
 
-from e2e.kit import WEIGHT, Namespace, linear, mdep, model_folder, until, weights
+from e2e.kit import LOAD, WEIGHT, Namespace, linear, mdep, model_folder, until, weights
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
-# 16 connections; ends 15 s after the answers have changed (the old revision drains for 10), or after its limit
-LOAD = """
-import http.client, json, sys, threading, time
-name, limit = sys.argv[1], float(sys.argv[2])
-body = json.dumps({"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [1, 2, 3, 4]}]})
-begin, lock = time.monotonic(), threading.Lock()
-count = {"sent": 0, "failed": 0, "answers": {}}
-errors, changed = [], []
-
-def over():
-    now = time.monotonic()
-    return now - begin > limit or bool(changed and now - changed[0] > 15)
-
-def work():
-    connection = None
-    while not over():
-        try:
-            connection = connection or http.client.HTTPConnection(name, 80, timeout=20)
-            connection.request("POST", f"/v2/models/{name}/infer", body, {"Content-Type": "application/json"})
-            reply = connection.getresponse()
-            data = reply.read()
-            key = str(round(json.loads(data)["outputs"][0]["data"][0], 3)) if reply.status == 200 else None
-            error = None if key else f"{reply.status} {data[:200]!r}"
-            if reply.will_close:
-                connection.close()
-                connection = None
-        except Exception as caught:
-            key, error, connection = None, repr(caught), None
-        with lock:
-            count["sent"] += 1
-            if error:
-                count["failed"] += 1
-                errors.append(f"{time.monotonic() - begin:.1f}s {error}")
-            else:
-                count["answers"][key] = count["answers"].get(key, 0) + 1
-                if len(count["answers"]) > 1 and not changed:
-                    changed.append(time.monotonic())
-        time.sleep(0.02)
-
-threads = [threading.Thread(target=work) for _ in range(16)]
-[t.start() for t in threads]
-[t.join() for t in threads]
-print(json.dumps(count | {"errors": errors[:20], "seconds": round(time.monotonic() - begin, 1)}))
-"""
 
 
 def test_update_under_load_then_revert_without_a_conversion(namespace: Namespace) -> None:
