@@ -8,10 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from slipway import names
-from slipway.cluster import Cluster, Conflict, NotFound
+from slipway.cluster import JSON_PATCH, MERGE_PATCH, Cluster, Conflict, NotFound
 from slipway.events import Recorder
 from slipway.leader import Leader
-from slipway.plan.objects import changed, owner
+from slipway.plan.objects import changed, label, owner
+from slipway.plan.ownership import merged_ownership
 from slipway.snapshot import Decision, Event, Manifest, ObjectRef
 from slipway.store import Store, identity
 
@@ -111,31 +112,40 @@ class Writer:
 
     async def _apply(self, resource: Manifest, manifest: Manifest) -> None:
         self._check()
-        if self._store.get(*identity(manifest)) is None:
-            await self._look_before_first_write(manifest)
-            self._check()
+        known = self._store.get(*identity(manifest))
         try:
-            self._observe(await self._cluster.apply(manifest))
+            self._observe(await (self._create(manifest) if known is None else self._update(manifest)))
         except (Conflict, NotFound):
             await self._refresh(manifest)
             raise
         LOG.info("applied key=%s object=%s/%s", _name(resource), manifest["kind"], manifest["metadata"]["name"])
 
-    async def _look_before_first_write(self, manifest: Manifest) -> None:
-        """Server-side apply would take over an object of somebody else that happens to have our name."""
+    async def _create(self, manifest: Manifest) -> Manifest:
+        """Create what should not be there yet: an apply would take over an object of somebody else that happens to have our name."""
         kind, namespace, name = identity(manifest)
-        if kind != "Service" or names.REVISION in manifest["metadata"]["labels"]:  # named by a hash or after one: nobody else's
-            return
         try:
+            return await self._cluster.create(manifest)
+        except Conflict:
             found = await self._cluster.get(kind, namespace, name)
-        except NotFound:
-            return
-        wanted = manifest["metadata"]["labels"].get(names.DEPLOYMENT)
-        labels = found["metadata"].get("labels") or {}
-        if labels.get(names.MANAGED_BY) != names.FIELD_MANAGER or labels.get(names.DEPLOYMENT) != wanted:
-            self._store.observe_foreign(found)
-            raise NotOursError(f"{kind} {name} belongs to somebody else")
-        self._store.observe(found)
+            if not _is_ours(found, manifest):
+                self._store.observe_foreign(found)
+                raise NotOursError(f"{kind} {name} belongs to somebody else") from None
+            raise  # the watch is behind
+
+    async def _update(self, manifest: Manifest) -> Manifest:
+        kind, namespace, name = identity(manifest)
+        if kind == "ModelArtifact":  # its spec never changes: only who claims it does
+            return await self._cluster.patch(kind, namespace, name, {"metadata": manifest["metadata"]}, MERGE_PATCH)
+        found = await self._cluster.apply(manifest)
+        merged = merged_ownership(found["metadata"].get("managedFields") or ())
+        if merged is None:
+            return found
+        # a field that we created and want no more is also held by the create's entry: only when it is none but the apply's does it go
+        guard = {"op": "test", "path": "/metadata/resourceVersion", "value": found["metadata"]["resourceVersion"]}
+        await self._cluster.patch(
+            kind, namespace, name, [guard, {"op": "replace", "path": "/metadata/managedFields", "value": merged}], JSON_PATCH
+        )
+        return await self._cluster.apply(manifest)
 
     async def _delete(self, resource: Manifest, address: ObjectRef) -> None:
         self._check()
@@ -151,6 +161,11 @@ class Writer:
             self._store.remove(known)
             self._on_change(known)
         LOG.info("deleted key=%s object=%s/%s", _name(resource), address.kind, address.name)
+
+
+def _is_ours(found: Manifest, wanted: Manifest) -> bool:
+    keys = (names.MANAGED_BY, names.DEPLOYMENT, names.ARTIFACT)
+    return all(label(found, key) == label(wanted, key) for key in keys)
 
 
 def _ready(status: Mapping[str, Any]) -> str:

@@ -25,6 +25,7 @@ TOKEN_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
 TOKEN_SECONDS = 60.0  # mounted tokens rotate; client-go reads them again every minute as well
 Objects = list[dict[str, Any]]  # not spelled out below, where `list` is a method
 TIMEOUT = aiohttp.ClientTimeout(total=15, connect=5)
+MERGE_PATCH, JSON_PATCH = "application/merge-patch+json", "application/json-patch+json"
 METADATA_LIST = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,application/json"
 PLURALS = {
     "ModelDeployment": f"apis/{names.API_VERSION}/{{}}modeldeployments",
@@ -205,6 +206,16 @@ class Cluster:
         params = {"resourceVersion": "0"} | ({"labelSelector": selector} if selector else {})
         answer = await self.request("GET", path_of(kind, namespace), params=params, accept=METADATA_LIST)
         return [{"kind": kind, "metadata": item["metadata"]} for item in answer.get("items") or ()]
+
+    async def create(self, manifest: Mapping[str, Any]) -> dict[str, Any]:
+        """Create an object; raises `Conflict` when there is one of that name, whosever it is."""
+        path = path_of(manifest["kind"], manifest["metadata"].get("namespace"))
+        return await self.request("POST", path, dict(manifest), params={"fieldManager": names.FIELD_MANAGER})
+
+    async def patch(self, kind: str, namespace: str | None, name: str, body: object, content_type: str) -> dict[str, Any]:
+        """Send a merge patch (RFC 7396) or a JSON patch (RFC 6902)."""
+        params = {"fieldManager": names.FIELD_MANAGER}
+        return await self.request("PATCH", path_of(kind, namespace, name), body, params=params, content_type=content_type)
 
     async def apply(self, manifest: Mapping[str, Any]) -> dict[str, Any]:
         """Apply an object by server-side apply, taking over the fields it names."""

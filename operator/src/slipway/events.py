@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 from slipway.api.conditions import format_time
-from slipway.cluster import ApiError, Cluster, Conflict, path_of
+from slipway.cluster import MERGE_PATCH, ApiError, Cluster, Conflict, path_of
 from slipway.snapshot import Event, Manifest
 
 MAX_MESSAGE = 1000  # the API server takes 1024
@@ -88,4 +88,4 @@ class Recorder:
         except Conflict:
             known = await self._cluster.get("Event", namespace, name)
             patch = {"count": known.get("count", 1) + times, "lastTimestamp": body["lastTimestamp"]}
-            await self._cluster.request("PATCH", path_of("Event", namespace, name), patch, content_type="application/merge-patch+json")
+            await self._cluster.patch("Event", namespace, name, patch, MERGE_PATCH)

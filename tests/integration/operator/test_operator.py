@@ -28,7 +28,7 @@ def test_a_new_model_deployment_takes_five_writes_and_then_none(tenant: Tenant) 
     tenant.make(*models)
     tenant.wait_deployments(5)
     tenant.settle()
-    each = {"patch modelartifacts/": 5, "patch deployments/": 5, "patch services/": 10, "update modeldeployments/status": 5}
+    each = {"patch modelartifacts/": 5, "create deployments/": 5, "create services/": 10, "update modeldeployments/status": 5}
     assert tenant.writes() == Counter(each)
     quiet = tenant.audit.stat().st_size
     time.sleep(6)  # three rounds of the resync
@@ -183,3 +183,23 @@ def test_a_shipped_runtime_that_is_changed_or_deleted_comes_back_and_is_written_
     tenant.lead(**settings)
     until(lambda: "args" not in tenant.get("srt", name)["spec"], 10)
     tenant.server.kubectl("delete", "srt", name)
+
+
+def test_a_field_that_is_no_longer_wanted_goes_although_the_create_held_it(tenant: Tenant) -> None:
+    tenant.prepare("digits")
+    operator = tenant.lead()
+    tenant.make("digits")
+    tenant.wait_deployments(1)
+    tenant.settle()
+    operator.end()
+    # as if an earlier version of the operator had created the Service with one port more
+    service = tenant.get("service", "digits")
+    tenant.server.kubectl("-n", tenant.name, "delete", "service", "digits")
+    ports = [*service["spec"]["ports"], {"name": "old", "port": 81, "targetPort": 81, "protocol": "TCP"}]
+    metadata = {key: service["metadata"][key] for key in ("name", "labels", "ownerReferences")}
+    spec = {"selector": {"slipway.dev/revision": "other"}, "ports": ports}
+    body = {"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": spec}
+    tenant.server.kubectl("-n", tenant.name, "create", "--field-manager=slipway", "-f", "-", stdin=json.dumps(body))
+    tenant.lead()
+    until(lambda: tenant.get("service", "digits")["spec"]["selector"] == service["spec"]["selector"], 10)
+    until(lambda: len(tenant.get("service", "digits")["spec"]["ports"]) == 1, 10, lambda: tenant.get("service", "digits"))
