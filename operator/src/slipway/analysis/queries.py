@@ -30,44 +30,45 @@ class QueryError(RuntimeError):
     """Prometheus gave no usable answer; the message says what it said."""
 
 
-def built_in(target: Target, seconds: int, scope: str = "") -> dict[str, str]:
-    """Return the instant queries for one revision over the last `seconds`, by what they measure.
+def built_in(target: Target, now: float, scope: str = "") -> dict[str, str]:
+    """Return the instant queries for one revision since its step began, by what they measure.
 
     A revision's name is unique in its namespace only, so the namespace must match; `scope` are further matchers, such as a cluster label.
     """
     matchers = ",".join(filter(None, [f"revision={_quote(target.revision)}", f"namespace={_quote(target.namespace)}", scope]))
+    span = window(target, now)
     return {
-        "requests": _grown(f"{REQUESTS}{{{matchers}}}", seconds),
-        "errors": _grown(f'{REQUESTS}{{{matchers},code=~"{ERROR_CODE}"}}', seconds),
-        "nonfinite": _grown(f"{NONFINITE}{{{matchers}}}", seconds),
-        "duration": _grown(f"{DURATION}_bucket{{{matchers}}}", seconds, " by (le)"),
-        "total": _grown(f"{DURATION}_sum{{{matchers}}}", seconds),
+        "requests": _grown(f"{REQUESTS}{{{matchers}}}", span),
+        "errors": _grown(f'{REQUESTS}{{{matchers},code=~"{ERROR_CODE}"}}', span),
+        "nonfinite": _grown(f"{NONFINITE}{{{matchers}}}", span),
+        "duration": _grown(f"{DURATION}_bucket{{{matchers}}}", span, " by (le)"),
+        "total": _grown(f"{DURATION}_sum{{{matchers}}}", span),
         "newest": f"min(timestamp({DURATION}_count{{{matchers}}} or {REQUESTS}{{{matchers}}}))",
     }
 
 
-def _grown(series: str, seconds: int, by: str = "") -> str:
+def _grown(series: str, span: str, by: str = "") -> str:
     """The PromQL for how much counters grew, added up.
 
     `increase` takes the first sample of a series for its beginning. A counter with labels is born with its first event, so that the first
     errors of a canary would never count: a series that was not there when the window began counts from 0.
     """
-    increase = f"increase({series}[{seconds}s])"
-    born = f"(min_over_time({series}[{seconds}s]) unless ({series} offset {seconds}s))"
+    increase = f"increase({series}[{span}])"
+    born = f"(min_over_time({series}[{span}]) unless ({series} offset {span}))"
     return f"sum{by} (({increase} + {born}) or {increase} or {born})"
 
 
 def custom(query: str, target: Target, now: float) -> str:
     """Return a user's query with its placeholders replaced; values are escaped for a PromQL string."""
-    values = {"revision": target.revision, "namespace": target.namespace, "name": target.name, "window": f"{window(target, now)}s"}
+    values = {"revision": target.revision, "namespace": target.namespace, "name": target.name, "window": window(target, now)}
     for key, value in values.items():
         query = query.replace("{{" + key + "}}", _quote(value)[1:-1])
     return query
 
 
-def window(target: Target, now: float) -> int:
-    """Return the whole seconds since the step began, at least one."""
-    return max(1, math.floor(now - target.since))
+def window(target: Target, now: float) -> str:
+    """Return the time since the step began as a PromQL duration, at least a second."""
+    return f"{max(1000, round(1000 * (now - target.since)))}ms"
 
 
 def sample_of(answers: Mapping[str, Any], target: Target, now: float) -> Sample:

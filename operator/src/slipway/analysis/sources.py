@@ -99,7 +99,7 @@ class PrometheusSource:
     async def look(self, target: Target) -> Sample:
         """Return what the revision did since the step began."""
         now = self._clock()
-        asked = queries.built_in(target, queries.window(target, now), self._scope)
+        asked = queries.built_in(target, now, self._scope)
         try:
             answers = await asyncio.gather(*(self.query(query, now) for query in asked.values()))
             return queries.sample_of(dict(zip(asked, answers, strict=True)), target, now)
