@@ -17,12 +17,12 @@ up() { # CONFIG [PORT]
   mkdir -p "$DIR"
   setsid "$bin" --config.file "$1" --storage.tsdb.path "$DIR/data" --web.listen-address "127.0.0.1:$port" --log.level warn \
     --storage.tsdb.retention.time 1h >"$DIR/prometheus.log" 2>&1 </dev/null & echo $! >"$DIR/prometheus.pid"
-  for _ in $(seq 300); do
+  for _ in $(seq 1200); do
     if curl -sf --noproxy '*' -m 2 "http://127.0.0.1:$port/-/ready" >/dev/null 2>&1; then echo "http://127.0.0.1:$port"; return; fi
     alive "$DIR/prometheus.pid" "$DIR" || { tail -5 "$DIR/prometheus.log" >&2; die "Prometheus ended"; }
     sleep 0.1
   done
-  die "Prometheus is not ready after 30 s: see $DIR/prometheus.log"
+  die "Prometheus is not ready after 120 s: see $DIR/prometheus.log"
 }
 
 case $WHAT in

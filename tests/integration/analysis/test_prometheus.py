@@ -48,10 +48,10 @@ class Exporter:
     def restart(self) -> None:
         self.registry = CollectorRegistry()
         self.requests = Counter("slipway_requests", "…", (*LABELS, "code"), registry=self.registry)
-        self.nonfinite = Counter("slipway_nonfinite_outputs", "…", LABELS, registry=self.registry)
+        self.nonfinite = Counter("slipway_nonfinite_outputs", "…", LABELS, registry=self.registry).labels("m", self.revision)
         self.seconds = Histogram(
             "slipway_request_duration_seconds", "…", LABELS, buckets=(0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1), registry=self.registry
-        ).labels("m", self.revision)  # bound at the start, as in the runtime: its series are there before the first request
+        ).labels("m", self.revision)  # both bound at the start, as in the runtime: their series are there before the first request
         self.drift = Gauge("drift", "…", LABELS, registry=self.registry)
         Gauge("process_start_time_seconds", "…", registry=self.registry).set(time.time())
 
@@ -59,7 +59,7 @@ class Exporter:
         self.requests.labels("m", self.revision, "500" if is_error else "200").inc()
         self.seconds.observe(seconds)
         if is_nan:
-            self.nonfinite.labels("m", self.revision).inc()
+            self.nonfinite.inc()
 
     async def answer(self, _: web.Request) -> web.Response:
         if self.is_down:
