@@ -12,7 +12,7 @@ from slipway.analysis.evaluate import Observations, evaluate
 from slipway.analysis.histogram import Histogram
 from slipway.analysis.verdict import Cause, Evaluation, MetricResult, MetricSpec, Points, metric_specs, overall, record, show
 from slipway.analysis.window import Sample
-from slipway.api.analysis import MAX_ANALYSIS_HISTORY, Analysis
+from slipway.api.analysis import MAX_ANALYSIS_HISTORY, Analysis, AnalysisStatus
 
 NOW = 10_000.0
 BOUNDS = (0.05, 0.1, 0.25, 0.5, 1.0, math.inf)
@@ -194,7 +194,8 @@ def test_the_history_is_bounded_and_one_evaluation_is_recorded_once() -> None:
     times = [entry["at"] for entry in status["history"]]
     assert len(times) == len(set(times)) == MAX_ANALYSIS_HISTORY
     assert times == sorted(times, reverse=True)
-    assert status["evaluatedAt"] == times[0]
+    assert status["metrics"][0]["name"] == "error-rate"
+    assert AnalysisStatus.model_validate(status).history[0].at == times[0]
     assert all(len(entry["message"]) <= 256 for entry in status["history"])
 
 

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
-from slipway.api.analysis import MAX_ANALYSIS_HISTORY, Analysis, Verdict, parse_limit
+from slipway.api.analysis import DEFAULT_METRICS, MAX_ANALYSIS_HISTORY, Analysis, Verdict, parse_limit
 from slipway.api.conditions import format_time
 
 QUANTILES = {"latency-p50": 0.5, "latency-p95": 0.95, "latency-p99": 0.99}
@@ -94,7 +94,7 @@ def metric_specs(analysis: Analysis) -> tuple[MetricSpec, ...]:
             None if metric.maximum_increase_percent is None else metric.maximum_increase_percent / 100,
             metric.query,
         )
-        for metric in analysis.metrics
+        for metric in analysis.metrics or DEFAULT_METRICS
     )
 
 
@@ -111,12 +111,7 @@ def record(evaluation: Evaluation, before: Mapping[str, Any] | None) -> dict[str
     message = "; ".join(f"{result.name}: {result.message}" for result in evaluation.results if result.verdict != "Pass")
     entry = {"at": at, "verdict": evaluation.verdict, "message": message[:MAX_MESSAGE]}
     history = [entry, *(old for old in (before or {}).get("history") or () if old.get("at") != at)][:MAX_ANALYSIS_HISTORY]
-    return {
-        "verdict": evaluation.verdict,
-        "evaluatedAt": at,
-        "metrics": [result.as_status() for result in evaluation.results],
-        "history": history,
-    }
+    return {"metrics": [result.as_status() for result in evaluation.results], "history": history}
 
 
 def show(name: str, value: float | None) -> str | None:

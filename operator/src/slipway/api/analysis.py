@@ -19,7 +19,7 @@ MAX_ANALYSIS_HISTORY = 10
 _DECIMAL = r"[0-9]+(?:\.[0-9]+)?(?:[eE][-+]?[0-9]{1,2})?"
 _LATENCY = r"[0-9]+(?:\.[0-9]+)?(?:us|ms|s)"
 _SECONDS = {"us": Decimal("1e-6"), "ms": Decimal("1e-3"), "s": Decimal(1)}
-_IS_LATENCY = "['latency-p50', 'latency-p95', 'latency-p99'].exists(n, n == self.name)"
+_BUILT_IN = "error-rate|latency-p(?:50|95|99)|throughput|nan-rate"
 
 
 def parse_limit(text: str) -> float:
@@ -39,28 +39,26 @@ Limit = Annotated[
     Field(min_length=1, max_length=32),
     matches(
         rf"(?:{_DECIMAL}|{_LATENCY})",
-        'a limit is a decimal number as a string, not negative, or for a latency a number with us, ms or s; for example "0.01", 250ms',
+        'a limit is a decimal number as a string, not negative; a latency has a unit; for example "0.01", 250ms',
     ),
 ]
-
-
-def _is_known(metric: AnalysisMetric) -> bool:
-    return (metric.name in BUILT_IN) != (metric.query is not None)
 
 
 def _limits_fit(metric: AnalysisMetric) -> bool:
     if metric.name == "throughput":
         return metric.minimum is not None and metric.maximum is None and metric.maximum_increase_percent is None
-    return metric.query is not None or metric.minimum is None
+    has_limit = (metric.maximum, metric.minimum, metric.maximum_increase_percent) != (None, None, None)
+    return has_limit and (metric.query is not None or metric.minimum is None)
 
 
 def _units_fit(metric: AnalysisMetric) -> bool:
-    pattern = _LATENCY if metric.name.startswith("latency-p") and metric.name in BUILT_IN else _DECIMAL
-    return all(re.fullmatch(pattern, limit) for limit in (metric.maximum, metric.minimum) if limit is not None)
+    is_latency = metric.name.startswith("latency-p") and metric.query is None
+    return all(limit.endswith("s") == is_latency for limit in (metric.maximum, metric.minimum) if limit is not None)
 
 
 def _is_share(metric: AnalysisMetric) -> bool:
-    return metric.name not in {"error-rate", "nan-rate"} or metric.maximum is None or parse_limit(metric.maximum) < 1
+    is_rate = metric.name in {"error-rate", "nan-rate"} and metric.maximum is not None
+    return not is_rate or str(metric.maximum).endswith("s") or parse_limit(str(metric.maximum)) < 1
 
 
 class AnalysisMetric(ApiModel):
@@ -68,30 +66,24 @@ class AnalysisMetric(ApiModel):
 
     rules = (
         Rule(
-            f"[{', '.join(repr(name) for name in BUILT_IN)}].exists(n, n == self.name) != has(self.query)",
+            f"self.name.matches('^(?:{_BUILT_IN})$') != has(self.query)",
             f"a built-in metric ({', '.join(BUILT_IN)}) takes no query, and every other name needs one; add or remove query",
-            _is_known,
-        ),
-        Rule(
-            "has(self.maximum) || has(self.minimum) || has(self.maximumIncreasePercent)",
-            "a metric without a limit decides nothing; set maximum, minimum or maximumIncreasePercent",
-            lambda metric: (metric.maximum, metric.minimum, metric.maximum_increase_percent) != (None, None, None),
+            lambda metric: (metric.name in BUILT_IN) != (metric.query is not None),
         ),
         Rule(
             "self.name == 'throughput' ? has(self.minimum) && !has(self.maximum) && !has(self.maximumIncreasePercent) : "
-            "has(self.query) || !has(self.minimum)",
-            "throughput takes a minimum alone, the other built-in metrics maximum and maximumIncreasePercent",
+            "(has(self.query) || !has(self.minimum)) && (has(self.minimum) || has(self.maximum) || has(self.maximumIncreasePercent))",
+            "set a limit: minimum for throughput, maximum or maximumIncreasePercent for other built-in metrics, any for a query",
             _limits_fit,
         ),
         Rule(
-            f"[has(self.maximum) ? self.maximum : '', has(self.minimum) ? self.minimum : ''].all(x, x == '' || "
-            f"({_IS_LATENCY} ? x.matches(r'^(?:{_LATENCY})$') : x.matches(r'^(?:{_DECIMAL})$')))",
+            "[has(self.maximum) ? self.maximum : '', has(self.minimum) ? self.minimum : ''].all(x, x == '' || "
+            "(self.name.startsWith('latency-p') && !has(self.query)) == x.endsWith('s'))",
             "the limit of a latency has a unit (us, ms or s; for example 250ms), every other limit has none",
             _units_fit,
         ),
         Rule(
-            "!['error-rate', 'nan-rate'].exists(n, n == self.name) || !has(self.maximum) || "
-            f"!self.maximum.matches(r'^(?:{_DECIMAL})$') || double(self.maximum) < 1.0",
+            "!self.name.matches('^(?:error|nan)-rate$') || !has(self.maximum) || self.maximum.endsWith('s') || double(self.maximum) < 1.0",
             'a rate is a share from 0 to below 1, not percent; for example "0.01" for 1 %',
             _is_share,
         ),
@@ -101,10 +93,7 @@ class AnalysisMetric(ApiModel):
         str,
         Field(min_length=1, max_length=63),
         matches(r"[a-z](?:[-a-z0-9]*[a-z0-9])?", "the name of a metric has lower-case letters, digits and '-'; for example drift"),
-    ] = Field(
-        description="error-rate, latency-p50, latency-p95, latency-p99, throughput (answers a second), nan-rate (share of answers with "
-        "NaN or infinite outputs), or a name of yours with a query. Example: error-rate."
-    )
+    ] = Field(description="error-rate, latency-p50, latency-p95, latency-p99, throughput, nan-rate, or a name of yours with a query.")
     maximum: Limit | None = Field(
         default=None, description='The largest good value; a latency with its unit. Example: "0.01". Default: none.'
     )
@@ -112,13 +101,15 @@ class AnalysisMetric(ApiModel):
         default=None, description='The least good value; for throughput and queries. Example: "5". Default: none.'
     )
     maximum_increase_percent: Annotated[int, Field(ge=0, le=10000)] | None = Field(
-        default=None, description="How much larger than the stable revision's value in the same window it may be. Percent. Default: any."
+        default=None, description="How much larger than stable's value in the same window it may be. Default: any."
     )
     query: Annotated[str, Field(min_length=1, max_length=2048)] | None = Field(
         default=None,
-        description="PromQL that gives one number; {{revision}}, {{namespace}}, {{name}} and {{window}} are replaced. "
-        'Example: avg(drift{revision="{{revision}}"}). Default: none.',
+        description="PromQL that gives one number; {{revision}}, {{namespace}}, {{name}} and {{window}} are replaced. Default: none.",
     )
+
+
+DEFAULT_METRICS = (AnalysisMetric(name="error-rate", maximum="0.01"),)
 
 
 class Analysis(ApiModel):
@@ -133,40 +124,35 @@ class Analysis(ApiModel):
         description="When a step is over and only traffic is lacking: Wait, Probe (replay golden inputs) or Promote. Default: Wait.",
     )
     metrics: Annotated[
-        tuple[AnalysisMetric, ...], Field(min_length=1, max_length=16, json_schema_extra=LIST_MAP_BY_NAME), AfterValidator(unique_names)
-    ] = Field(
-        default=(AnalysisMetric(name="error-rate", maximum="0.01"),),
-        description='What it is judged by; all must pass. Default: error-rate of at most "0.01".',
-    )
+        tuple[AnalysisMetric, ...], Field(max_length=16, json_schema_extra=LIST_MAP_BY_NAME), AfterValidator(unique_names)
+    ] = Field(default=(), description='What it is judged by; all must pass. Default: error-rate of at most "0.01".')
 
 
 class MetricStatus(StatusModel):
     """One metric at the last evaluation. Numbers are strings; latencies carry their unit."""
 
-    name: str = Field(description="Name of the metric. Example: error-rate.")
+    name: str = Field(description="Name of the metric.")
     verdict: Verdict = Field(description="Pass, Fail or Inconclusive.")
-    value: str | None = Field(default=None, description='Of the canary. Example: "0.004". Absent when not measured.')
+    value: str | None = Field(default=None, description="Of the canary.")
     baseline: str | None = Field(default=None, description="Of the stable revision over the same window.")
-    low: str | None = Field(default=None, description="Lower bound of the value; how sure it is stands in docs/design/0008-analysis.md.")
+    low: str | None = Field(default=None, description="Lower bound of the value.")
     high: str | None = Field(default=None, description="Upper bound of the value.")
-    samples: int = Field(default=0, description="How many requests (or points of a query) it rests on. A count.")
-    message: str = Field(default="", description="Why, in words.")
+    samples: int = Field(default=0, description="Requests, or points of a query, that it rests on.")
+    message: str = Field(default="", description="Why.")
 
 
 class AnalysisRecord(StatusModel):
     """One evaluation, in short."""
 
     at: str = Field(json_schema_extra={"format": "date-time"}, description="When, UTC.")
-    verdict: Verdict = Field(description="Pass, Fail or Inconclusive.")
-    message: str = Field(default="", description="The metrics that did not pass, in words.")
+    verdict: Verdict = Field(description="Fail if a metric failed, Pass if all passed, else Inconclusive.")
+    message: str = Field(default="", description="What did not pass, and why.")
 
 
 class AnalysisStatus(StatusModel):
     """What the analysis found."""
 
-    verdict: Verdict = Field(description="Of the last evaluation: Fail if a metric fails, Pass if all pass, else Inconclusive.")
-    evaluated_at: str | None = Field(default=None, json_schema_extra={"format": "date-time"}, description="When that was, UTC.")
-    metrics: Annotated[tuple[MetricStatus, ...], Field(json_schema_extra=ATOMIC)] = Field(default=(), description="Each metric.")
+    metrics: Annotated[tuple[MetricStatus, ...], Field(json_schema_extra=ATOMIC)] = Field(default=(), description="The last evaluation.")
     history: Annotated[tuple[AnalysisRecord, ...], Field(json_schema_extra=ATOMIC)] = Field(
-        default=(), description="The last evaluations, the newest first; at most 10."
+        default=(), description="The last ten evaluations, the newest first."
     )
