@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import math
 import os
 import random
+import socket
 import subprocess
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -69,37 +71,39 @@ class Exporter:
 
 @dataclass
 class World:
-    stable: Exporter = field(default_factory=lambda: Exporter("digits-stable"))
-    canary: Exporter = field(default_factory=lambda: Exporter("digits-canary"))
-    ports: dict[str, int] = field(default_factory=dict)
+    """Two exporters on the module's ports; each test has revisions of its own, so that no test sees the series of another."""
+
+    ports: tuple[int, int]
+    number: int = field(default_factory=itertools.count(1).__next__)
+
+    def __post_init__(self) -> None:
+        self.stable, self.canary = Exporter(f"digits-{self.number}-stable"), Exporter(f"digits-{self.number}-canary")
 
     def pods(self, exporter: Exporter) -> list[Pod]:
-        return [Pod(exporter.revision, f"http://127.0.0.1:{self.ports[exporter.revision]}/metrics")]
+        return [Pod(exporter.revision, f"http://127.0.0.1:{self.ports[exporter is self.canary]}/metrics")]
 
 
-@contextlib.asynccontextmanager
-async def serving(world: World) -> AsyncIterator[None]:
-    runners = []
-    for exporter in (world.stable, world.canary):
-        app = web.Application()
-        app.router.add_get("/metrics", exporter.answer)
-        runner = web.AppRunner(app)
-        await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", world.ports.get(exporter.revision, 0)).start()
-        world.ports[exporter.revision] = runner.addresses[0][1]
-        runners.append(runner)
-    try:
-        yield
-    finally:
-        for runner in runners:
-            await runner.cleanup()
+@pytest.fixture(scope="module")
+def ports() -> tuple[int, int]:
+    with socket.socket() as first, socket.socket() as second:
+        for one in (first, second):
+            one.bind(("127.0.0.1", 0))
+        return first.getsockname()[1], second.getsockname()[1]
 
 
 @pytest.fixture
-async def world() -> AsyncIterator[World]:
-    world = World()
-    async with serving(world):
-        yield world
+async def world(ports: tuple[int, int]) -> AsyncIterator[World]:
+    world = World(ports)
+    runners = []
+    for exporter, port in zip((world.stable, world.canary), ports, strict=True):
+        app = web.Application()
+        app.router.add_get("/metrics", exporter.answer)
+        runners.append(web.AppRunner(app, shutdown_timeout=0.1))
+        await runners[-1].setup()
+        await web.TCPSite(runners[-1], "127.0.0.1", port).start()
+    yield world
+    for runner in runners:
+        await runner.cleanup()
 
 
 @pytest.fixture
@@ -108,43 +112,42 @@ async def session() -> AsyncIterator[aiohttp.ClientSession]:
         yield session
 
 
-async def _script(*arguments: str) -> str:
-    """Runs hack/prometheus.sh beside the loop that serves the exporters."""
-    environment = {key: value for key, value in os.environ.items() if not key.lower().endswith("_proxy")}
-    command = [str(ROOT / "hack/prometheus.sh"), *arguments]
-    done = await asyncio.to_thread(subprocess.run, command, check=True, env=environment, timeout=600, stdout=subprocess.PIPE, text=True)
-    return done.stdout.strip()
-
-
-@contextlib.asynccontextmanager
-async def running(folder: Path, config: str) -> AsyncIterator[str]:
+@contextlib.contextmanager
+def running(folder: Path, config: str) -> Iterator[str]:
     """A Prometheus of its own; its address."""
-    file = folder / "prometheus.yml"
+    environment = {key: value for key, value in os.environ.items() if not key.lower().endswith("_proxy")}
+    script, file = str(ROOT / "hack/prometheus.sh"), folder / "prometheus.yml"
     file.write_text(config)
     try:
-        yield await _script("up", str(folder), str(file))
+        up = [script, "up", str(folder), str(file)]
+        yield subprocess.run(up, check=True, env=environment, timeout=600, stdout=subprocess.PIPE, text=True).stdout.strip()
     finally:
-        await _script("down", str(folder))
+        subprocess.run([script, "down", str(folder)], check=True, env=environment, timeout=60)
 
 
-@pytest.fixture
-async def prometheus(world: World, session: aiohttp.ClientSession, tmp_path: Path) -> AsyncIterator[str]:
+@pytest.fixture(scope="module")
+def server(ports: tuple[int, int], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """It scrapes both exporters; their series get the namespace that a PodMonitor would give them."""
-    targets = ", ".join(f'"127.0.0.1:{port}"' for port in world.ports.values())
     milliseconds = f"{int(SCRAPE * 1000)}ms"
     config = f"""global: {{scrape_interval: {milliseconds}, scrape_timeout: {milliseconds}}}
 scrape_configs:
   - job_name: pods
-    static_configs: [{{targets: [{targets}], labels: {{namespace: default}}}}]
+    static_configs: [{{targets: ["127.0.0.1:{ports[0]}", "127.0.0.1:{ports[1]}"], labels: {{namespace: default}}}}]
 """
-    async with running(tmp_path, config) as address:
-        # It looks for targets every five seconds.
-        source = PrometheusSource(session, address)
-        for _ in range(300):
-            if await source.query("count(up == 1) == 2", time.time()):
-                break
-            await asyncio.sleep(0.1)
+    with running(tmp_path_factory.mktemp("prometheus"), config) as address:
         yield address
+
+
+@pytest.fixture
+async def prometheus(world: World, session: aiohttp.ClientSession, server: str) -> str:
+    """Its address, after it has scraped this test's exporters. It looks for targets every five seconds."""
+    source = PrometheusSource(session, server)
+    for _ in range(600):
+        seen = f'count(slipway_request_duration_seconds_count{{revision=~"{world.stable.revision}|{world.canary.revision}"}}) == 2'
+        if await source.query(seen, time.time()):
+            return server
+        await asyncio.sleep(0.1)
+    raise AssertionError("Prometheus does not scrape the exporters")
 
 
 @dataclass
@@ -159,7 +162,8 @@ class Traffic:
 async def send(world: World, *, canary_errors: float, canary_slowness: float = 1.0, rounds: int = 30) -> Traffic:
     """Three seconds of traffic: each round 60 requests to stable and 20 to the canary; 0.2 % of stable's are errors."""
     generator = random.Random(3)
-    traffic = Traffic(time.time(), dict.fromkeys(world.ports, 0), dict.fromkeys(world.ports, 0))
+    names = (world.stable.revision, world.canary.revision)
+    traffic = Traffic(time.time(), dict.fromkeys(names, 0), dict.fromkeys(names, 0))
     for _ in range(rounds):
         for exporter, count, errors, slowness in ((world.stable, 60, 0.002, 1.0), (world.canary, 20, canary_errors, canary_slowness)):
             for _ in range(count):
@@ -215,7 +219,7 @@ async def test_both_sources_give_the_same_verdict(world: World, session: aiohttp
         assert sample.duration is not None
         assert sample.duration.count == pytest.approx(traffic.requests[exporter.revision], rel=0.15)
         assert time.time() - sample.at < 5
-    verdicts = [judge(scraped["digits-canary"], scraped["digits-stable"]), judge(canary, stable)]
+    verdicts = [judge(scraped[world.canary.revision], scraped[world.stable.revision]), judge(canary, stable)]
     assert [evaluation.verdict for evaluation in verdicts] == [case.want, case.want], verdicts
 
 
@@ -225,7 +229,8 @@ async def test_our_quantile_is_that_of_prometheus(world: World, session: aiohttp
     _, stable = await both(world, source, time.time() - 60)
     assert stable.duration is not None
     for share in (0.5, 0.95, 0.99):
-        query = f'histogram_quantile({share}, sum by (le) (slipway_request_duration_seconds_bucket{{revision="digits-stable"}}))'
+        buckets = f'slipway_request_duration_seconds_bucket{{revision="{world.stable.revision}"}}'
+        query = f"histogram_quantile({share}, sum by (le) ({buckets}))"
         answer = await source.query(query, time.time())
         assert quantile(stable.duration, share) == pytest.approx(float(answer[0]["value"][1]), rel=1e-6)  # type: ignore[index]
 
@@ -255,8 +260,8 @@ async def test_no_traffic_is_too_little_traffic_and_not_missing_data(world: Worl
 
 async def test_custom_queries(world: World, session: aiohttp.ClientSession, prometheus: str) -> None:
     source = PrometheusSource(session, prometheus)
-    world.canary.drift.labels("m", "digits-canary").set(0.4)
-    world.stable.drift.labels("m", "digits-stable").set(0.1)
+    world.canary.drift.labels("m", world.canary.revision).set(0.4)
+    world.stable.drift.labels("m", world.stable.revision).set(0.1)
     await asyncio.sleep(1)
     started = time.time()
     await send(world, canary_errors=0.0, rounds=15)
@@ -266,7 +271,7 @@ async def test_custom_queries(world: World, session: aiohttp.ClientSession, prom
         MetricSpec("kept", maximum=0.5, query=query),
         MetricSpec("worse", increase=1.0, query=query),
         MetricSpec("empty", maximum=1, query='no_such_metric{revision="{{revision}}"}'),
-        MetricSpec("two", maximum=1, query="drift"),
+        MetricSpec("two", maximum=1, query=f'drift{{revision=~"digits-{world.number}-.*"}}'),
         MetricSpec("broken", maximum=1, query="avg(("),
         MetricSpec("nan", maximum=1, query=query + " * NaN"),
     )
@@ -294,7 +299,7 @@ async def test_custom_queries(world: World, session: aiohttp.ClientSession, prom
 
 async def test_prometheus_down_or_empty_is_inconclusive(world: World, session: aiohttp.ClientSession, tmp_path: Path) -> None:
     started = time.time() - 30
-    async with running(tmp_path, "global: {scrape_interval: 1s}\n") as address:
+    with running(tmp_path, "global: {scrape_interval: 1s}\n") as address:
         for url, says in (("http://127.0.0.1:1", "Cannot connect"), (address, "does it scrape the pods?")):
             source = PrometheusSource(session, url)
             canary, stable = await source.look(target(world.canary, started)), await source.look(target(world.stable, started))
@@ -314,7 +319,7 @@ async def test_pods_that_do_not_answer_are_missing_data(world: World, session: a
     sample = await pods.look(target(world.canary, started), world.pods(world.canary))
     assert "503" in (sample.missing or "")
     assert judge(sample, sample).verdict == "Inconclusive"
-    gone = await pods.look(target(world.canary, started), [Pod("digits-canary", "http://127.0.0.1:1/metrics")])
+    gone = await pods.look(target(world.canary, started), [Pod(world.canary.revision, "http://127.0.0.1:1/metrics")])
     assert "127.0.0.1:1" in (gone.missing or "")
     world.canary.is_down = False
     sample = await pods.look(target(world.canary, started), world.pods(world.canary))
@@ -323,6 +328,19 @@ async def test_pods_that_do_not_answer_are_missing_data(world: World, session: a
     pods.forget("default", keep=())
     again = await pods.look(target(world.canary, time.time()), world.pods(world.canary))
     assert again.requests == 0
+
+
+async def test_the_window_begins_with_the_first_look_at_a_step(world: World, session: aiohttp.ClientSession) -> None:
+    """An operator that was away does not hold the time that it missed against the throughput, nor what an older step did."""
+    pods, began = PodSource(session), time.time() - 3600
+    await send(world, canary_errors=0.0, rounds=3)
+    assert (await pods.look(target(world.canary, began), world.pods(world.canary))).requests == 0
+    await send(world, canary_errors=0.0, rounds=3)
+    sample = await pods.look(target(world.canary, began), world.pods(world.canary))
+    assert sample.requests == 60
+    assert 0.2 < sample.seconds < 60
+    next_step = await pods.look(target(world.canary, began + 60), world.pods(world.canary))
+    assert (next_step.requests, next_step.missing) == (0, None)
 
 
 async def test_an_answer_without_end_and_one_that_hangs_are_missing_data(

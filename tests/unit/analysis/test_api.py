@@ -51,7 +51,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"minimumRequests": 0}, "greater than or equal to 1", "greater than or equal to 1"),
     ({"onInsufficientTraffic": "Hope"}, "Wait", "Unsupported value"),
     ({"interval": "0s"}, "from 1s to 24h", "from 1s to 24h"),
-    ({"intervall": "1s"}, "Extra inputs", "unknown field"),
+    ({"every": "1s"}, "Extra inputs", "unknown field"),
 ]
 
 

@@ -39,18 +39,22 @@ class PodSource:
     def __init__(self, session: aiohttp.ClientSession, clock: Callable[[], float] = time.time) -> None:
         """`session` is shared and stays the caller's; `clock` gives Unix seconds."""
         self._session, self._clock = session, clock
-        self._tracks: dict[tuple[str, str], Track] = {}
+        self._tracks: dict[tuple[str, str], tuple[float, Track]] = {}  # of each revision the step (its beginning) and what it did
         self._slots = asyncio.Semaphore(MAX_PARALLEL)
 
     async def look(self, target: Target, pods: Iterable[Pod]) -> Sample:
-        """Scrape all pods of the revision now, and return what it did since the step began, or since the first look of this process."""
-        pods = list(pods)
+        """Scrape all pods of the revision now, and return what it did since the first look at this step.
+
+        So the first look belongs at the step's beginning. After a restart of the operator the window is shorter than the step, and its
+        `seconds` say so.
+        """
+        pods, now = list(pods), self._clock()
+        step, track = self._tracks.get((target.namespace, target.revision), (-1.0, Track(now)))
+        if step != target.since:
+            track = Track(now)
         found = await asyncio.gather(*(self._scrape(pod, target.revision) for pod in pods))
-        key = (target.namespace, target.revision)
-        track = self._tracks.get(key)
-        if track is None or track.since < target.since:
-            track = Track(target.since)
-        self._tracks[key] = track = follow(track, {pod.uid: scrape for pod, scrape in zip(pods, found, strict=True)})
+        track = follow(track, {pod.uid: scrape for pod, scrape in zip(pods, found, strict=True)})
+        self._tracks[target.namespace, target.revision] = target.since, track
         return sample(track, self._clock())
 
     def forget(self, namespace: str, keep: Iterable[str]) -> None:
