@@ -2,30 +2,37 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
-from urllib.parse import unquote
 
-from slipway_runtime.serve import docs, form
-from slipway_runtime.serve.lanes import Job, Lanes, answer_of
-from slipway_runtime.serve.messages import HTML, HttpError, Reply, Request, Response, json_response
+import orjson
+
+from slipway_runtime.serve import adapters, docs, form, triton
+from slipway_runtime.serve.batching import DEFAULT_PRIORITY, Batcher, Job, Loop, QueueOptions, model_error
+from slipway_runtime.serve.messages import HTML, BadRequest, HttpError, Request, Response, json_response
 from slipway_runtime.serve.metrics import CONTENT_TYPE, Metrics
 from slipway_runtime.serve.model import Model
-from slipway_runtime.serve.predict import answer, decode_plain
+from slipway_runtime.serve.predict import answer, decode_npy, decode_plain, is_npy
 from slipway_runtime.serve.preprocess import image_inputs
-from slipway_runtime.serve.protocol import decode_infer, encode_infer, metadata
 from slipway_runtime.serve.tensors import Tensors
 
+log = logging.getLogger(__name__)
+access = logging.getLogger("slipway_runtime.access")
+
 LOADING, READY, DRAINING = "loading", "ready", "draining"
+# So many calls in a row on the event loop that each take longer move the model to the lanes for good. One that was only
+# preempted does not count: the next will be short.
+INLINE_LIMIT_SECONDS = 0.001
+INLINE_LIMIT_CALLS = 20
 
 Getter = Callable[[], Response]
-Work = Callable[[], Response]
-# Decodes and checks on the event loop; returns the rest of the work, and whether it is short enough to be done there too.
-Prepare = Callable[[Model, Request], tuple[Work, bool]]
-CallSoon = Callable[[Callable[[], None]], object]
+Encode = Callable[[Tensors], Response]
+Inputs = Tensors | Callable[[], Tensors]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,17 +41,38 @@ class AppOptions:
 
     Attributes:
         name: the model's name in paths.
-        revision: the revision this pod serves; also the only version in paths.
-        lanes: worker threads.
-        queue_size: requests that may wait for a lane.
+        revision: the revision this pod serves; also a version in paths, beside "1".
+        queue: limits of the queue and of a batch.
         stuck_seconds: a call that takes longer turns liveness 503.
+        is_logging: one line of JSON for each answered infer or predict request.
     """
 
     name: str
     revision: str
-    lanes: int = 1
-    queue_size: int = 256
+    queue: QueueOptions = field(default_factory=QueueOptions)
     stuck_seconds: float = 60.0
+    is_logging: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One question to the model.
+
+    Attributes:
+        inputs: the arrays, or what makes them in a lane.
+        rows: size of the batch dimension.
+        size: bytes of the body.
+        encode: makes the answer; runs on the event loop.
+        timeout: seconds the client will wait, 0 when it does not say.
+        priority: as the protocol has it, 0 is the default.
+    """
+
+    inputs: Inputs
+    rows: int
+    size: int
+    encode: Encode
+    timeout: float = 0.0
+    priority: int = 0
 
 
 @dataclass(slots=True)
@@ -53,76 +81,196 @@ class App:
 
     Attributes:
         options: what it was told.
-        call_soon: runs a callback on the event loop, from any thread.
+        loop: the event loop.
         phase: LOADING, READY or DRAINING.
         model: None while loading.
+        batcher: the queue in front of the model; None while loading.
         inflight: infer and predict requests taken and not answered.
     """
 
     options: AppOptions
-    call_soon: CallSoon
+    loop: Loop
     phase: str = LOADING
     model: Model | None = None
+    batcher: Batcher | None = None
     inflight: int = 0
     metrics: Metrics = field(init=False)
-    lanes: Lanes = field(init=False)
     _gets: dict[str, Getter] = field(init=False)
-    _posts: dict[str, Prepare] = field(init=False)
+    _posts: dict[str, Callable[[Model, Request], Call | Response]] = field(init=False)
+    _inline_elements: int = 0
+    _slow_calls: int = 0
 
     def __post_init__(self) -> None:
-        """Make the metrics, the lanes and the routes."""
+        """Make the metrics and the routes."""
         options = self.options
         self.metrics = Metrics(options.name, options.revision, lambda: self.inflight)
-        self.lanes = Lanes(options.lanes, options.queue_size, self.metrics.queue)
         self._gets = {
             "/docs": self._docs,
             "/openapi.json": self._openapi,
             "/metrics": lambda: Response(200, self.metrics.render(), CONTENT_TYPE),
+            "/ping": self._ping,
+            "/v1/models": lambda: json_response({"models": [options.name]}),
+            f"/v1/models/{options.name}": self._model_ready,
             "/v2": self._server,
             "/v2/health/live": self._live,
             "/v2/health/ready": self._ready,
+            "/v2/models/stats": self._statistics,
         }
-        self._posts = {"/predict": self._prepare_predict}
-        for base in (f"/v2/models/{options.name}", f"/v2/models/{options.name}/versions/{options.revision}"):
-            self._gets |= {base: self._metadata, f"{base}/ready": self._model_ready}
-            self._posts |= {f"{base}/infer": self._prepare_infer, f"{base}/predict": self._prepare_predict}
+        self._posts = {
+            "/predict": self._predict,
+            f"/predictions/{options.name}": self._torchserve,
+            f"/v1/models/{options.name}:predict": self._v1,
+            "/v2/repository/index": lambda _model, _request: json_response(triton.index(options.name, options.revision, self.phase)),
+        }
+        for name in ("", "/versions/1", f"/versions/{options.revision}"):
+            base = f"/v2/models/{options.name}{name}"
+            self._gets |= {base: self._metadata, f"{base}/ready": self._model_ready, f"{base}/config": self._config}
+            self._gets[f"{base}/stats"] = self._statistics
+            self._posts |= {f"{base}/infer": self._infer, f"{base}/predict": self._predict}
 
     def install(self, model: Model) -> None:
         """Serve `model`: the server is ready from here on, unless it drains already."""
+        self.batcher = Batcher(model.backend.infer, model.queue_options(self.options.queue), self.loop, self.metrics)
         self.model = model
+        self._inline_elements = model.inline_elements
         self.metrics.load_seconds.set(model.load_seconds)
         self.metrics.set_artifact(model.artifact.digest, model.artifact.format, model.artifact.precision)
         if self.phase == LOADING:
             self.phase = READY
 
+    def close(self, timeout: float) -> bool:
+        """Stop the lanes; False when one is still inside the model after `timeout` seconds."""
+        return self.batcher is None or self.batcher.close(timeout)
+
     # --- dispatch -------------------------------------------------------------------------------------------------
 
-    def handle(self, request: Request, reply: Reply, is_wanted: Callable[[], bool]) -> None:
-        """Answer one request, now or later, exactly once.
+    def handle(self, request: Request) -> None:
+        """Answer one request, now or later, exactly once."""
+        prepare = self._posts.get(request.head.path)
+        if prepare is None or request.head.method != "POST":
+            request.reply(self._get(request))
+            return
+        started = time.perf_counter()
+        self.inflight += 1
+        try:
+            call = prepare(self.loaded(), request)
+            if isinstance(call, Response):
+                response: Response | None = call
+            else:
+                response = self._ask(call, request, started)
+        except HttpError as error:
+            response = error.response()
+        except Exception as error:
+            response = model_error(error).response()
+        if response is not None:
+            self._end(request, response, started)
+
+    def _ask(self, call: Call, request: Request, started: float) -> Response | None:
+        """Run a short call at once; queue any other, whose answer comes later."""
+        inputs = call.inputs
+        if self._inline_elements and isinstance(inputs, dict) and self.is_short(inputs):
+            return call.encode(self.run_now(inputs, call.rows))
+
+        def done(outputs: Tensors | None, error: HttpError | None) -> None:
+            response = error.response() if error is not None else self._encoded(call, outputs or {})
+            self._end(request, response, started)
+
+        job = self.queue(call, done, started, request.head.timeout)
+
+        def cancel() -> None:
+            self.inflight -= 1
+            if self.batcher is not None:
+                self.batcher.cancel(job)
+
+        request.cancel = cancel
+        return None
+
+    def queue(self, call: Call, done: Callable[[Tensors | None, HttpError | None], None], now: float, timeout: float = 0.0) -> Job:
+        """Queue a call.
 
         Args:
-            request: a complete request.
-            reply: takes the answer; is called on the event loop.
-            is_wanted: whether the client is still there; is called from any thread.
+            call: what to ask.
+            done: gets the outputs or the error, on the event loop.
+            now: of `time.perf_counter`.
+            timeout: seconds of the transport's own deadline, 0 for none; the earlier of it and the call's counts.
+
+        Raises:
+            HttpError: the queue is full, or the deadline cannot be met.
         """
-        prepare = self._posts.get(request.path)
-        if prepare is None and ("%" in request.path or request.path.endswith("/")):
-            request.path = unquote(request.path).rstrip("/")
-            prepare = self._posts.get(request.path)
-        if prepare is not None and request.method == "POST":
-            self._ask(prepare, request, reply, is_wanted)
-        else:
-            reply(answer_of(partial(self._get, request)))
+        batcher = self.batcher
+        if batcher is None:
+            raise HttpError(503, "the model is still loading", retry_after="1")
+        limits = [seconds for seconds in (call.timeout, timeout) if seconds > 0]
+        key = tuple(array.shape[1:] for array in call.inputs.values()) if isinstance(call.inputs, dict) else ()
+        deadline = now + min(limits) if limits else math.inf
+        job = Job(done, call.inputs, call.rows, key, call.size, deadline, call.priority or DEFAULT_PRIORITY)
+        batcher.submit(job)
+        return job
+
+    def is_short(self, inputs: Tensors) -> bool:
+        """Whether this call is so short that it may run on the event loop."""
+        limit = self._inline_elements
+        for array in inputs.values():
+            limit -= array.size
+        return limit >= 0 < self._inline_elements
+
+    def run_now(self, inputs: Tensors, rows: int) -> Tensors:
+        """Run the model on the event loop."""
+        started = time.perf_counter()
+        try:
+            outputs = self.loaded().backend.infer(inputs)
+        except Exception as error:
+            raise model_error(error) from error
+        seconds = time.perf_counter() - started
+        self.metrics.inference(seconds)
+        self.metrics.batch(rows)
+        if seconds > INLINE_LIMIT_SECONDS:
+            self._note_slow_call(seconds)
+        elif self._slow_calls:
+            self._slow_calls = 0
+        return outputs
+
+    def _note_slow_call(self, seconds: float) -> None:
+        self._slow_calls += 1
+        if self._slow_calls >= INLINE_LIMIT_CALLS:
+            log.warning("calls take %.1f ms: the model runs in the lanes from now on", seconds * 1000)
+            self._inline_elements = 0
+
+    def _encoded(self, call: Call, outputs: Tensors) -> Response:
+        try:
+            return call.encode(outputs)
+        except Exception as error:
+            return model_error(error).response()
+
+    def _end(self, request: Request, response: Response, started: float) -> None:
+        seconds = time.perf_counter() - started
+        self.inflight -= 1
+        self.metrics.count(response.status)
+        self.metrics.seconds(seconds)
+        request.reply(response)
+        if self.options.is_logging:
+            head = request.head
+            row = {"path": head.path, "status": response.status, "seconds": round(seconds, 6), "bytes": len(request.body)}
+            access.info(orjson.dumps(row | {"answerBytes": len(response.body), "revision": self.options.revision}).decode())
 
     def _get(self, request: Request) -> Response:
-        getter = self._gets.get(request.path)
-        if getter is None and request.path not in self._posts:
-            raise HttpError(404, self._not_found(request.path))
+        try:
+            return self._getter(request.head.path, request.head.method)()
+        except HttpError as error:
+            return error.response()
+        except Exception as error:
+            log.exception("%s failed", request.head.path)
+            return HttpError(500, f"{type(error).__name__}: {error}"[:500]).response()
+
+    def _getter(self, path: str, method: str) -> Getter:
+        getter = self._gets.get(path)
+        if getter is None and path not in self._posts:
+            raise HttpError(404, self._not_found(path))
         if getter is None:
-            raise HttpError(405, f"{request.path} takes POST, not {request.method}", allow="POST")
-        if request.method not in ("GET", "HEAD"):
-            raise HttpError(405, f"{request.path} takes GET, not {request.method}", allow="GET, HEAD")
-        return getter()
+            raise HttpError(405, f"{path} takes POST, not {method}", allow="POST")
+        if method not in ("GET", "HEAD"):
+            raise HttpError(405, f"{path} takes GET, not {method}", allow="GET, HEAD")
+        return getter
 
     def _not_found(self, path: str) -> str:
         parts = path.split("/")
@@ -130,94 +278,80 @@ class App:
             return f"{path[:200]}: this server has only model '{self.options.name}', version '{self.options.revision}'"
         return f"no such path: {path[:200]}; see /docs"
 
-    def _ask(self, prepare: Prepare, request: Request, reply: Reply, is_wanted: Callable[[], bool]) -> None:
-        started = time.perf_counter()
-        self.inflight += 1
+    def loaded(self) -> Model:
+        """The model.
 
-        def finish(response: Response) -> None:
-            self.inflight -= 1
-            self.metrics.count(response.status)
-            self.metrics.seconds(time.perf_counter() - started)
-            reply(response)
-
-        def finish_soon(response: Response) -> None:
-            self.call_soon(partial(finish, response))
-
-        try:
-            work, is_short = prepare(self._loaded(), request)
-            if not is_short:
-                self.lanes.submit(Job(work, finish_soon, is_wanted, self._forget))
-                return
-        except HttpError as error:
-            response = error.response()
-        else:
-            response = answer_of(work)
-        finish(response)
-
-    def _forget(self) -> None:
-        self.call_soon(self._decrement)
-
-    def _decrement(self) -> None:
-        self.inflight -= 1
-
-    def _loaded(self) -> Model:
+        Raises:
+            HttpError: 503 while it is loading.
+        """
         if self.model is None:
             raise HttpError(503, "the model is still loading", retry_after="1")
         return self.model
 
     # --- model ----------------------------------------------------------------------------------------------------
 
-    def _prepare_infer(self, model: Model, request: Request) -> tuple[Work, bool]:
-        if request.binary_header:
-            raise HttpError(415, "the binary tensor extension is not supported; send the tensors as JSON")
-        asked = decode_infer(request.body, model.artifact.signature)
-        options = self.options
+    def _infer(self, model: Model, request: Request) -> Call | Response:
+        codec, body = model.codec, request.body
+        asked = codec.decode(body, request.head.json_bytes)
+        inputs = asked.inputs
+        if self.is_short(inputs):
+            return codec.encode(asked, self.run_now(inputs, rows_of(inputs)))
+        return Call(inputs, rows_of(inputs), len(body), partial(codec.encode, asked), asked.timeout, asked.priority)
 
-        def work() -> Response:
-            return encode_infer(asked, self._run(model, asked.inputs), options.name, options.revision)
+    def _predict(self, model: Model, request: Request) -> Call:
+        if form.is_upload(request.head.content_type):
+            return self._images(model, form.uploaded_images(request), len(request.body), partial(self._predicted, model, as_list=False))
+        inputs = self._plain(model, request)
+        return Call(inputs, rows_of(inputs), len(request.body), partial(self._predicted, model, as_list=True))
 
-        return work, model.runs_inline(asked.inputs)
+    def _plain(self, model: Model, request: Request) -> Tensors:
+        signature = model.artifact.signature
+        return decode_npy(request.body, signature) if is_npy(request.body) else decode_plain(request.body, signature)
 
-    def _prepare_predict(self, model: Model, request: Request) -> tuple[Work, bool]:
-        if form.is_upload(request.content_type):
-            return self._prepare_image(model, request), False
-        inputs = decode_plain(request.body, model.artifact.signature)
-        return (lambda: self._predicted(model, inputs, as_list=True)), model.runs_inline(inputs)
-
-    def _prepare_image(self, model: Model, request: Request) -> Work:
+    def _images(self, model: Model, files: Sequence[bytes], size: int, encode: Encode) -> Call:
         preprocessing = model.preprocessing
         if preprocessing is None:
             raise HttpError(415, "this model declares no image preprocessing (preprocessing.image in model.yaml); send JSON")
-        files = form.uploaded_images(request)
+        return Call(partial(image_inputs, files, preprocessing, model.artifact.signature), len(files), size, encode)
 
-        def work() -> Response:
-            inputs = image_inputs(files, preprocessing, model.artifact.signature)
-            return self._predicted(model, inputs, as_list=False)
-
-        return work
-
-    def _predicted(self, model: Model, inputs: Tensors, *, as_list: bool) -> Response:
-        outputs = self._run(model, inputs)
+    def _predicted(self, model: Model, outputs: Tensors, *, as_list: bool) -> Response:
         body = answer(outputs, model.artifact.signature.outputs[0].name, model.labels, as_list=as_list)
         return json_response({**body, "model": self.options.name, "revision": self.options.revision})
 
-    def _run(self, model: Model, inputs: Tensors) -> Tensors:
-        started = time.perf_counter()
-        outputs = model.backend.infer(inputs)
-        self.metrics.inference(time.perf_counter() - started)
-        self.metrics.batch(_batch_size(inputs))
-        return outputs
+    def _v1(self, model: Model, request: Request) -> Call:
+        inputs = self._plain(model, request)
+        names = [spec.name for spec in model.artifact.signature.outputs]
+        return Call(inputs, rows_of(inputs), len(request.body), partial(adapters.v1_answer, names))
+
+    def _torchserve(self, model: Model, request: Request) -> Call:
+        first, body = model.artifact.signature.outputs[0].name, request.body
+        files = adapters.torchserve_files(request)
+        if files and model.preprocessing is not None and not adapters.looks_like_json(files[0]):
+            return self._images(model, files, len(body), partial(adapters.torchserve_classes, first, model.labels))
+        if len(files) > 1:
+            raise BadRequest("several parts are taken only as images; send JSON with a batch instead")
+        inputs = adapters.torchserve_inputs(files[0] if files else body, model.artifact.signature)
+        return Call(inputs, rows_of(inputs), len(body), partial(adapters.torchserve_values, first))
 
     # --- information ----------------------------------------------------------------------------------------------
 
     def _server(self) -> Response:
-        return json_response({"name": "slipway-runtime", "version": version("slipway-runtime"), "extensions": []})
+        return json_response({"name": triton.SERVER, "version": version("slipway-runtime"), "extensions": triton.EXTENSIONS})
+
+    def is_live(self) -> tuple[bool, str]:
+        """Whether the process works, and if not, why."""
+        stuck = self.batcher.lanes.stuck_seconds() if self.batcher is not None else 0.0
+        if stuck > self.options.stuck_seconds:
+            return False, f"a call of the model has been running for {stuck:.0f} s"
+        return True, ""
 
     def _live(self) -> Response:
-        stuck = self.lanes.stuck_seconds()
-        if stuck > self.options.stuck_seconds:
-            return json_response({"live": False, "reason": f"a call of the model has been running for {stuck:.0f} s"}, 503)
-        return json_response({"live": True})
+        live, reason = self.is_live()
+        return json_response({"live": live} if live else {"live": live, "reason": reason}, 200 if live else 503)
+
+    def _ping(self) -> Response:
+        healthy = self.phase == READY and self.is_live()[0]
+        return json_response({"status": "Healthy" if healthy else "Unhealthy"}, 200 if healthy else 503)
 
     def _ready(self) -> Response:
         if self.phase == READY:
@@ -229,8 +363,21 @@ class App:
         return json_response({"name": self.options.name, "ready": ready}, 200 if ready else 503)
 
     def _metadata(self) -> Response:
-        model = self._loaded()
-        return json_response(metadata(model.artifact.signature, self.options.name, self.options.revision, model.backend.platform))
+        model = self.loaded()
+        return json_response(model.codec.metadata(model.backend.platform))
+
+    def _config(self) -> Response:
+        return json_response(self.config())
+
+    def config(self) -> dict[str, object]:
+        """The model's configuration, as Triton's model configuration extension has it."""
+        model, batcher = self.loaded(), self.batcher
+        options = batcher.options if batcher is not None else self.options.queue
+        return triton.config(self.options.name, model.artifact.signature, model.backend.platform, options)
+
+    def _statistics(self) -> Response:
+        self.loaded()
+        return json_response(triton.statistics(self.options.name, self.options.revision, self.metrics))
 
     def _docs(self) -> Response:
         return Response(200, docs.page(self._facts()).encode(), HTML)
@@ -239,10 +386,12 @@ class App:
         return json_response(docs.openapi(self._facts()))
 
     def _facts(self) -> docs.Facts:
-        model = self._loaded()
+        model = self.loaded()
         return docs.Facts(self.options.name, self.options.revision, model.artifact, model.labels, model.preprocessing is not None)
 
 
-def _batch_size(inputs: Tensors) -> int:
-    shape = next(iter(inputs.values())).shape
-    return shape[0] if shape else 1
+def rows_of(inputs: Tensors) -> int:
+    """Size of the batch dimension: the first of the first input; 1 for a scalar."""
+    for array in inputs.values():
+        return array.shape[0] if array.ndim else 1
+    return 1

@@ -2,6 +2,10 @@
 
 The parser is httptools (llhttp). What it does not do is done here: limits, pipelining order, 100-continue, refusals
 that the client can still read, timeouts (by `check`, called every second) and closing without a reset.
+
+A client that keeps its connection sends the same head again and again. A head that llhttp has parsed, and that asks for
+nothing special, is remembered by its bytes (`Hub.heads`); when the same bytes come again between two messages, the parser
+is left out: equal bytes parse alike.
 """
 
 from __future__ import annotations
@@ -11,13 +15,16 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from email.utils import formatdate
+from urllib.parse import unquote
 
 import httptools
 
-from slipway_runtime.serve.messages import HttpError, Reply, Request, Response
+from slipway_runtime.serve.messages import Head, HttpError, Request, Response
 
 MAX_PIPELINED = 32
 MAX_HEADER_BYTES = 64 * 1024
+MAX_KNOWN_HEADS = 1024
+MAX_KNOWN_HEAD_BYTES = 2048
 LINGER_SECONDS = 2.0
 
 
@@ -36,21 +43,28 @@ class Limits:
 class Hub:
     """What all connections share: the handler, the limits, the set of connections, and whether the server drains."""
 
-    def __init__(self, handle: Callable[[Request, Reply, Callable[[], bool]], None], limits: Limits, headers: dict[str, str]) -> None:
+    def __init__(self, handle: Callable[[Request], None], limits: Limits, headers: dict[str, str]) -> None:
         """Make the hub.
 
         Args:
-            handle: gets a request, a callback for its answer, and a function that says whether the client is still there.
+            handle: gets each request, and answers it by its `reply`.
             limits: what one client may take.
             headers: header lines of every answer.
         """
         self.handle = handle
         self.limits = limits
         self.connections: set[Connection] = set()
+        self.heads: dict[bytes, Head] = {}
         self.draining = False
         self._fixed = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
         self.common = b""
         self.tick()
+
+    def remember(self, data: bytes, head: Head) -> None:
+        """Keep what a head was parsed to; clients with ever new heads empty the table from time to time."""
+        if len(self.heads) >= MAX_KNOWN_HEADS:
+            self.heads.clear()
+        self.heads[data] = head
 
     def tick(self) -> None:
         """Renew the Date header; called every second."""
@@ -62,15 +76,22 @@ class Hub:
             connection.check(now)
 
 
-class Exchange:
+def is_plain(head: bytes) -> bool:
+    """Whether the first empty line ends a parsed head beyond doubt: it starts with a method, and all its lines end in CRLF."""
+    lines = head.count(b"\r\n")
+    return head[:1].isalpha() and head.count(b"\n") == lines == head.count(b"\r")
+
+
+class Exchange(Request):
     """A request and its place in the order of answers."""
 
-    __slots__ = ("connection", "head_only", "keep_alive", "linger", "payload", "request")
+    __slots__ = ("connection", "keep_alive", "linger", "payload")
 
-    def __init__(self, connection: Connection, request: Request) -> None:
+    def __init__(self, connection: Connection, head: Head, body: bytes) -> None:
+        self.head = head
+        self.body = body
+        self.cancel = None
         self.connection = connection
-        self.request = request
-        self.head_only = False
         self.keep_alive = True
         self.linger = False
         self.payload: Response | None = None
@@ -78,12 +99,9 @@ class Exchange:
     def reply(self, response: Response) -> None:
         """Answer; only the first answer counts."""
         if self.payload is None:
+            self.cancel = None
             self.payload = response
             self.connection.flush()
-
-    def is_wanted(self) -> bool:
-        """Whether the client is still connected."""
-        return not self.connection.lost
 
 
 class Connection(asyncio.Protocol):
@@ -97,6 +115,8 @@ class Connection(asyncio.Protocol):
         self._reading_paused = False
         self._write_paused_at = 0.0
         self._linger_until = 0.0
+        self._known: Head | None = None
+        self._candidate = b""
         self._body: list[bytes] = []
         self._body_bytes = 0
         self._in_message = False
@@ -117,16 +137,63 @@ class Connection(asyncio.Protocol):
             self._refuse(HttpError(503, "too many connections", retry_after="1"))
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget everything; queued jobs of this client are skipped."""
+        """Forget everything; queued jobs of this client are cancelled."""
         self.lost = True
-        self._pending.clear()
+        pending, self._pending = self._pending, deque()
+        for exchange in pending:
+            if exchange.cancel is not None:
+                exchange.cancel()
         self._hub.connections.discard(self)
 
     def data_received(self, data: bytes) -> None:
-        """Feed the parser."""
+        """Take the messages whose heads are known, and feed the parser with the rest."""
         self._data_at = self._loop.time()
-        if self._discarding:
-            return
+        while data and not self._discarding:
+            if self._known is not None:
+                data = self._take_known(self._known, data)
+            elif self._in_message:
+                return self._feed(data)
+            else:
+                end = data.find(b"\r\n\r\n") + 4
+                head = self._hub.heads.get(data[:end])
+                if head is None:
+                    self._candidate = data[:end] if 4 < end <= MAX_KNOWN_HEAD_BYTES else b""
+                    return self._feed(data)
+                data = self._begin_known(head, data, end)
+        return None
+
+    def _begin_known(self, head: Head, data: bytes, end: int) -> bytes:
+        """Take a message whose known head ends at `end`; returns what follows it."""
+        total = end + head.body_bytes
+        if len(data) >= total:
+            self._accept(head, data[end:total])
+            return data[total:]
+        self._known = head
+        self._in_message = True
+        self._message_at = self._data_at
+        self._body = [data[end:]]
+        self._body_bytes = total - len(data)
+        return b""
+
+    def _take_known(self, head: Head, data: bytes) -> bytes:
+        """Take more of the body of a known head, of which `_body_bytes` are missing; returns what follows it."""
+        missing = self._body_bytes
+        if len(data) < missing:
+            self._body.append(data)
+            self._body_bytes = missing - len(data)
+            return b""
+        self._body.append(data[:missing])
+        body, self._body = b"".join(self._body), []
+        self._known = None
+        self._in_message = False
+        self._accept(head, body)
+        return data[missing:]
+
+    def _accept(self, head: Head, body: bytes) -> None:
+        exchange = self._enqueue(head, body)
+        self._hub.handle(exchange)
+
+    def _feed(self, data: bytes) -> None:
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
@@ -145,10 +212,12 @@ class Connection(asyncio.Protocol):
         """
         head = b""
         if self._framing and not self._discarding:
-            method, kind = self._parser.get_method(), self._request.content_type.encode("latin-1")
-            head = b"%b %b HTTP/1.1\r\ncontent-type: %b\r\n%b\r\n\r\n" % (method, self._target, kind, self._framing)
+            method, kind = self._parser.get_method(), self._content_type
+            length = b"" if self._json_bytes is None else b"\r\ninference-header-content-length: %d" % self._json_bytes
+            head = b"%b %b HTTP/1.1\r\ncontent-type: %b%b\r\n%b\r\n\r\n" % (method, self._target, kind, length, self._framing)
         self._parser = httptools.HttpRequestParser(self)
         if head or rest:
+            self._in_message = False
             self.data_received(head + rest)
 
     def eof_received(self) -> bool:
@@ -174,29 +243,42 @@ class Connection(asyncio.Protocol):
         self._header_bytes = self._body_bytes = 0
         self._message_at = self._data_at
         self._body = []
-        self._request = Request("", "")
-        self._target = b""
-        self._framing = b""
+        self._target = self._framing = self._content_type = b""
+        self._json_bytes: int | None = None
+        self._timeout = 0.0
         self._expects_continue = False
+        self._remember, self._candidate = self._candidate, b""
 
     def on_url(self, url: bytes) -> None:
         """The target may come in pieces."""
         self._target += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Keep the three headers that matter; the length is compared first because it is cheap."""
+        """Keep the few headers that matter; the length is compared first because it is cheap."""
         length = len(name)
-        if length == 12 and name.lower() == b"content-type":
-            self._request.content_type = value.decode("latin-1")
-        elif length == 6 and name.lower() == b"expect":
-            self._expects_continue = value.lower() == b"100-continue"
-        elif length == 14 and name.lower() == b"content-length":
-            self._body_bytes = int(value) if value.isdigit() else 0
-            self._framing = b"content-length: " + value
-        elif length == 17 and name.lower() == b"transfer-encoding":
-            self._framing = b"transfer-encoding: " + value
-        elif length == 31 and name.lower() == b"inference-header-content-length":
-            self._request.binary_header = True
+        if length in _HEADER_LENGTHS:
+            take = _HEADERS.get(name.lower())
+            if take is not None:
+                take(self, value)
+
+    def _take_content_type(self, value: bytes) -> None:
+        self._content_type = value
+
+    def _take_expect(self, value: bytes) -> None:
+        self._expects_continue = value.lower() == b"100-continue"
+
+    def _take_content_length(self, value: bytes) -> None:
+        self._body_bytes = int(value) if value.isdigit() else 0
+        self._framing = b"content-length: " + value
+
+    def _take_transfer_encoding(self, value: bytes) -> None:
+        self._framing = b"transfer-encoding: " + value
+
+    def _take_json_bytes(self, value: bytes) -> None:
+        self._json_bytes = int(value) if value.isdigit() and len(value) < 16 else -1
+
+    def _take_timeout(self, value: bytes) -> None:
+        self._timeout = int(value) / 1000 if value.isdigit() and len(value) < 16 else 0.0
 
     def on_headers_complete(self) -> None:
         """Refuse a body that is declared too large before it is sent; invite it otherwise."""
@@ -226,22 +308,23 @@ class Connection(asyncio.Protocol):
         self._in_message = False
         if self._discarding:
             return
-        request = self._request
-        request.method = self._parser.get_method().decode("latin-1")
-        request.path = self._target.split(b"?", 1)[0].decode("latin-1")
-        request.body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
-        self._body = []
-        exchange = self._enqueue(request)
-        exchange.keep_alive = self._parser.should_keep_alive()
-        if not exchange.keep_alive:
+        body, self._body = self._body[0] if len(self._body) == 1 else b"".join(self._body), []
+        path = self._target.split(b"?", 1)[0].decode("latin-1")
+        path = (unquote(path) if "%" in path else path).rstrip("/") or "/"
+        kind, method = self._content_type.decode("latin-1"), self._parser.get_method().decode("latin-1")
+        head = Head(method, path, kind, self._json_bytes, self._timeout, len(body))
+        exchange = self._enqueue(head, body)
+        if not self._parser.should_keep_alive():
+            exchange.keep_alive = False
             self._discarding = True
-        self._hub.handle(request, exchange.reply, exchange.is_wanted)
+        elif self._remember and not self._expects_continue and not self._framing.startswith(b"transfer") and is_plain(self._remember):
+            self._hub.remember(self._remember, head)
+        self._hub.handle(exchange)
 
     # --- answers --------------------------------------------------------------------------------------------------
 
-    def _enqueue(self, request: Request) -> Exchange:
-        exchange = Exchange(self, request)
-        exchange.head_only = request.method == "HEAD"
+    def _enqueue(self, head: Head, body: bytes) -> Exchange:
+        exchange = Exchange(self, head, body)
         self._pending.append(exchange)
         if len(self._pending) >= MAX_PIPELINED and not self._reading_paused:
             self._reading_paused = True
@@ -266,7 +349,7 @@ class Connection(asyncio.Protocol):
         keep_alive = exchange.keep_alive and not (self._hub.draining and not self._pending and not self._in_message)
         common = self._hub.common if keep_alive else self._hub.common + b"connection: close\r\n"
         head = response.head(common)
-        self._transport.write(head if exchange.head_only else head + response.body)
+        self._transport.write(head if exchange.head.method == "HEAD" else head + response.body)
         self.served += 1
         if not keep_alive:
             self._finish(linger=exchange.linger)
@@ -289,7 +372,7 @@ class Connection(asyncio.Protocol):
             return
         self._discarding = True
         self._in_message = False
-        exchange = self._enqueue(Request("", ""))
+        exchange = self._enqueue(Head("", ""), b"")
         exchange.keep_alive, exchange.linger = False, True
         exchange.reply(error.response())
 
@@ -328,3 +411,14 @@ class Connection(asyncio.Protocol):
         headers_late = self._in_headers and age > limits.header_seconds
         if headers_late or age > limits.message_seconds or now - self._data_at > limits.body_seconds:
             self._refuse(HttpError(408, "the request took too long to arrive"))
+
+
+_HEADERS: dict[bytes, Callable[[Connection, bytes], None]] = {
+    b"content-type": Connection._take_content_type,
+    b"content-length": Connection._take_content_length,
+    b"expect": Connection._take_expect,
+    b"inference-header-content-length": Connection._take_json_bytes,
+    b"transfer-encoding": Connection._take_transfer_encoding,
+    b"x-envoy-expected-rq-timeout-ms": Connection._take_timeout,
+}
+_HEADER_LENGTHS = frozenset(map(len, _HEADERS))

@@ -22,15 +22,24 @@ def uploaded_images(request: Request) -> list[bytes]:
     Raises:
         HttpError: 400 for a malformed form, no field `image`, or too many; 415 for what is no upload.
     """
-    kind, options = parse_options_header(request.content_type)
-    if kind.startswith(b"image/"):
+    if request.head.content_type.lower().startswith("image/"):
         return _not_empty([request.body])
+    return uploaded_files(request, (FIELD,))
+
+
+def uploaded_files(request: Request, fields: tuple[str, ...]) -> list[bytes]:
+    """The parts of a form that have one of the names, in order.
+
+    Raises:
+        HttpError: as `uploaded_images`.
+    """
+    kind, options = parse_options_header(request.head.content_type)
     boundary = options.get(b"boundary")
     if kind != b"multipart/form-data":
-        raise HttpError(415, f"expected an image or multipart/form-data, got {request.content_type!r}")
+        raise HttpError(415, f"expected an image or multipart/form-data, got {request.head.content_type!r}")
     if not boundary:
         raise BadRequest("multipart/form-data without a boundary")
-    return _not_empty(_Parts(boundary).images(request.body))
+    return _not_empty(_Parts(boundary, fields).files(request.body))
 
 
 def _not_empty(files: list[bytes]) -> list[bytes]:
@@ -42,16 +51,17 @@ def _not_empty(files: list[bytes]) -> list[bytes]:
 
 
 class _Parts:
-    """Callbacks of the multipart parser; keeps the parts named `image` in memory (the body already is)."""
+    """Callbacks of the multipart parser; keeps the parts of the wanted names in memory (the body already is)."""
 
-    def __init__(self, boundary: bytes) -> None:
+    def __init__(self, boundary: bytes, fields: tuple[str, ...]) -> None:
         self._boundary = boundary
+        self._fields = frozenset(field.encode() for field in fields)
         self._field = self._value = b""
         self._name: bytes | None = None
         self._chunks: list[bytes] = []
         self._found: list[bytes] = []
 
-    def images(self, body: bytes) -> list[bytes]:
+    def files(self, body: bytes) -> list[bytes]:
         parser = MultipartParser(
             self._boundary,
             {
@@ -86,9 +96,9 @@ class _Parts:
         self._field = self._value = b""
 
     def _data(self, data: bytes, start: int, end: int) -> None:
-        if self._name == FIELD.encode():
+        if self._name in self._fields:
             self._chunks.append(data[start:end])
 
     def _end(self) -> None:
-        if self._name == FIELD.encode():
+        if self._name in self._fields:
             self._found.append(b"".join(self._chunks))

@@ -9,6 +9,10 @@ import orjson
 
 JSON = "application/json"
 HTML = "text/html; charset=utf-8"
+_BINARY_OK = (
+    b"HTTP/1.1 200 OK\r\ncontent-type: application/octet-stream\r\n"
+    b"inference-header-content-length: %d\r\ncontent-length: %d\r\n%b\r\n"
+)
 
 _PHRASES = {
     200: "OK",
@@ -21,37 +25,71 @@ _PHRASES = {
     429: "Too Many Requests",
     431: "Request Header Fields Too Large",
     500: "Internal Server Error",
+    501: "Not Implemented",
     503: "Service Unavailable",
+    504: "Gateway Timeout",
 }
 
 
-@dataclass(slots=True)
-class Request:
-    """One complete HTTP request.
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What matters of the head of an HTTP request; one object serves all requests with the same head.
 
     Attributes:
         method: upper-case method, such as ``POST``.
-        path: the path of the target without the query.
+        path: the path of the target, decoded, without the query and without a slash at its end.
         content_type: the Content-Type header, empty when absent.
-        body: the whole body.
-        binary_header: the client sent `Inference-Header-Content-Length` (the binary tensor extension).
+        json_bytes: the `Inference-Header-Content-Length` of the binary tensor extension; None when absent, -1 when it is no number.
+        timeout: seconds that the client waits (grpc-timeout's cousin `x-envoy-expected-rq-timeout-ms`), 0 when it does not say.
+        body_bytes: the Content-Length, 0 when absent.
     """
 
     method: str
     path: str
     content_type: str = ""
-    body: bytes = b""
-    binary_header: bool = False
+    json_bytes: int | None = None
+    timeout: float = 0.0
+    body_bytes: int = 0
+
+
+class Request:
+    """One complete HTTP request, and the way back to its client.
+
+    Attributes:
+        head: its head.
+        body: the whole body.
+        cancel: set while the request waits; called when the client leaves.
+    """
+
+    __slots__ = ("body", "cancel", "head")
+
+    def __init__(self, head: Head, body: bytes = b"") -> None:
+        self.head = head
+        self.body = body
+        self.cancel: Callable[[], None] | None = None
+
+    def reply(self, response: Response) -> None:
+        """Answer, on the event loop; only the first answer counts."""
+        raise NotImplementedError
 
 
 @dataclass(slots=True)
 class Response:
-    """One HTTP answer; `headers` holds what is special to it, the connection adds the rest."""
+    """One HTTP answer; `headers` holds what is special to it, the connection adds the rest.
+
+    Attributes:
+        status: of HTTP.
+        body: the whole body.
+        content_type: of the body.
+        headers: header lines beyond type and length.
+        json_bytes: length of the JSON part of a body with binary tensors, 0 when there are none.
+    """
 
     status: int = 200
     body: bytes = b""
     content_type: str = JSON
     headers: dict[str, str] = field(default_factory=dict)
+    json_bytes: int = 0
 
     def head(self, common: bytes) -> bytes:
         """Render the status line and the headers.
@@ -59,15 +97,15 @@ class Response:
         Args:
             common: header lines every answer carries, each ended by CRLF.
         """
-        if self.status == 200 and self.content_type is JSON and not self.headers:
-            return b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n%b\r\n" % (len(self.body), common)
+        if self.status == 200 and not self.headers:
+            if self.json_bytes:
+                return _BINARY_OK % (self.json_bytes, len(self.body), common)
+            if self.content_type is JSON:
+                return b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n%b\r\n" % (len(self.body), common)
         extra = "".join(f"{name}: {value}\r\n" for name, value in self.headers.items())
         line = f"HTTP/1.1 {self.status} {_PHRASES.get(self.status, 'Status')}\r\n"
         own = f"{line}content-type: {self.content_type}\r\ncontent-length: {len(self.body)}\r\n{extra}"
         return own.encode("latin-1") + common + b"\r\n"
-
-
-Reply = Callable[[Response], None]
 
 
 class HttpError(Exception):

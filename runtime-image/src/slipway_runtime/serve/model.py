@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 import statistics
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from slipway_runtime.artifact import Artifact, TensorSpec
+from slipway_runtime.artifact import Artifact, Signature, TensorSpec
 from slipway_runtime.reasons import Failure
 from slipway_runtime.serve.backends import Backend, load_backend
+from slipway_runtime.serve.batching import QueueOptions, useful_batch
 from slipway_runtime.serve.preprocess import ImagePreprocessing
-from slipway_runtime.serve.tensors import DATATYPES, Tensors
+from slipway_runtime.serve.protocol import Codec
+from slipway_runtime.serve.tensors import DATATYPES, DTYPES, Tensors
+
+log = logging.getLogger(__name__)
 
 WARM_UP_RUNS = 20
 WARM_UP_SECONDS = 2.0
@@ -29,7 +34,9 @@ class Model:
         backend: the engine that runs it.
         labels: class names, empty when there are none.
         preprocessing: for image uploads; None when the model takes none.
+        codec: reads requests and writes answers.
         inline_elements: inputs of at most so many elements run faster than a hand-over to a lane costs; 0 when none do.
+        max_batch: rows that a batch of several requests may have; 1 when the model takes no batches, or gains nothing by them.
         load_seconds: verification excluded; load, warm-up and golden outputs.
     """
 
@@ -37,21 +44,41 @@ class Model:
     backend: Backend
     labels: Sequence[str]
     preprocessing: ImagePreprocessing | None
+    codec: Codec
     inline_elements: int
+    max_batch: int
     load_seconds: float
 
-    def runs_inline(self, inputs: Tensors) -> bool:
-        """Whether this call is so short that it may run on the event loop."""
-        return sum(array.size for array in inputs.values()) <= self.inline_elements
+    def queue_options(self, options: QueueOptions) -> QueueOptions:
+        """The options with the batch limit that this model gains by."""
+        return replace(options, max_batch=min(options.max_batch, self.max_batch))
 
 
-def load_model(artifact: Artifact, threads: int, labels: Sequence[str] | None) -> Model:
+@dataclass(frozen=True, slots=True)
+class LoadOptions:
+    """How to load.
+
+    Attributes:
+        name: the model's name in answers.
+        revision: the version in answers.
+        threads: CPU threads for one call.
+        labels: class names that replace the artifact's; None keeps those.
+        max_batch: rows of a batch at most; 1 turns batching off.
+    """
+
+    name: str = "model"
+    revision: str = "unknown"
+    threads: int = 1
+    labels: Sequence[str] | None = None
+    max_batch: int = 1
+
+
+def load_model(artifact: Artifact, options: LoadOptions) -> Model:
     """Load, warm up, and reproduce the golden outputs.
 
     Args:
         artifact: verified.
-        threads: CPU threads for one call.
-        labels: class names that replace the artifact's; None keeps those.
+        options: how.
 
     Raises:
         Failure: ModelLoadFailed, GoldenMismatch, NonFiniteOutputs, InvalidArguments (labels), or of building the module.
@@ -59,12 +86,14 @@ def load_model(artifact: Artifact, threads: int, labels: Sequence[str] | None) -
     started = time.perf_counter()
     _check_signature(artifact)
     preprocessing = ImagePreprocessing.parse(artifact.preprocessing)
-    names = list(artifact.labels or ()) if labels is None else list(labels)
+    names = list(artifact.labels or ()) if options.labels is None else list(options.labels)
     _check_labels(names, artifact.signature.outputs[0])
-    backend = load_backend(artifact, threads)
+    backend = load_backend(artifact, options.threads)
     inline = _warm_up(backend, artifact)
     check_golden(backend, artifact)
-    return Model(artifact, backend, names, preprocessing, inline, time.perf_counter() - started)
+    max_batch = _warm_up_batches(backend, artifact, options.max_batch)
+    codec = Codec(artifact.signature, options.name, options.revision, names)
+    return Model(artifact, backend, names, preprocessing, codec, inline, max_batch, time.perf_counter() - started)
 
 
 def _check_signature(artifact: Artifact) -> None:
@@ -73,7 +102,7 @@ def _check_signature(artifact: Artifact) -> None:
         raise Failure("SignatureMissing", "the artifact's signature has no inputs or no outputs")
     for spec in (*signature.inputs, *signature.outputs):
         if spec.dtype not in DATATYPES:
-            raise Failure("ModelLoadFailed", f"tensor '{spec.name}' is {spec.dtype}, which Open Inference Protocol JSON has no type for")
+            raise Failure("ModelLoadFailed", f"tensor '{spec.name}' is {spec.dtype}, which the Open Inference Protocol has no type for")
 
 
 def _check_labels(labels: Sequence[str], output: TensorSpec) -> None:
@@ -110,10 +139,75 @@ def _sample(artifact: Artifact) -> Tensors:
     """One sample: of the golden inputs, where there are any; else ones."""
     if artifact.golden is None:
         return {
-            spec.name: np.ones([dim if isinstance(dim, int) else 1 for dim in spec.shape], spec.dtype) for spec in artifact.signature.inputs
+            spec.name: np.full([dim if isinstance(dim, int) else 1 for dim in spec.shape], _filler(spec), DTYPES[spec.dtype])
+            for spec in artifact.signature.inputs
         }
     golden = _arrays(artifact, artifact.golden.inputs)
     return next(_batches(golden, artifact.signature.inputs, limit=1))
+
+
+def _filler(spec: TensorSpec) -> object:
+    return "" if spec.dtype == "string" else 1
+
+
+def takes_batches(signature: Signature) -> bool:
+    """Whether rows of several requests may go in together: one named dimension is the first of every input and output."""
+    firsts = {spec.shape[0] if spec.shape else None for spec in (*signature.inputs, *signature.outputs)}
+    return len(firsts) == 1 and isinstance(next(iter(firsts)), str)
+
+
+def _warm_up_batches(backend: Backend, artifact: Artifact, max_batch: int) -> int:
+    """Run each batch size that may come up; returns `Model.max_batch`."""
+    if max_batch <= 1 or not takes_batches(artifact.signature):
+        return 1
+    sample = _sample(artifact)
+    if not _rows_are_independent(backend, sample, artifact):
+        return 1
+    seconds: list[tuple[int, float]] = []
+    deadline = time.perf_counter() + WARM_UP_SECONDS
+    for size in batch_sizes(max_batch):
+        inputs = {name: np.repeat(array[:1], size, axis=0) for name, array in sample.items()}
+        runs = [_timed(backend, inputs)]
+        while len(runs) < WARM_UP_RUNS and time.perf_counter() < deadline:
+            runs.append(_timed(backend, inputs))
+        if len(runs) > 1:
+            seconds.append((size, min(runs[1:])))
+    best = useful_batch(seconds, max_batch)
+    log.info("batches: %s; up to %d are made", ", ".join(f"{size}: {took / size * 1e6:.0f} us a row" for size, took in seconds), best)
+    return best
+
+
+def _rows_are_independent(backend: Backend, sample: Tensors, artifact: Artifact) -> bool:
+    """Whether two rows in one batch give what they give alone; a model that mixes rows must not see strangers' rows together."""
+    single = {name: array[:1] for name, array in sample.items()}
+    other = {name: array[:1] if array.dtype.kind in "OUSb" else np.zeros_like(array[:1]) for name, array in sample.items()}
+    try:
+        together = backend.infer({name: np.concatenate([single[name], other[name]]) for name in single})
+        alone = [backend.infer(single), backend.infer(other)]
+    except Exception as error:
+        log.warning("batching is off: a batch of two failed: %s: %s", type(error).__name__, error)
+        return False
+    limit = float(artifact.golden.max_absolute_error) if artifact.golden is not None else 1e-3
+    for name, array in together.items():
+        want = np.concatenate([part[name] for part in alone]) if alone[0][name].ndim else None
+        if want is None or array.shape != want.shape or not _close(array, want, limit):
+            log.warning("batching is off: output '%s' of a row depends on the rows beside it", name)
+            return False
+    return True
+
+
+def _close(got: np.ndarray, want: np.ndarray, limit: float) -> bool:
+    if got.dtype.kind in "OUS":
+        return bool((got == want).all())
+    return bool(np.allclose(got.astype(np.float64), want.astype(np.float64), rtol=1e-3, atol=limit, equal_nan=True))
+
+
+def batch_sizes(max_batch: int) -> list[int]:
+    """1, 2, 4, ... and the limit itself."""
+    sizes = [1]
+    while sizes[-1] * 2 < max_batch:
+        sizes.append(sizes[-1] * 2)
+    return [*sizes, max_batch]
 
 
 # --- golden outputs -----------------------------------------------------------------------------------------------
@@ -170,7 +264,7 @@ def _batches(tensors: Tensors, specs: Sequence[TensorSpec], limit: int | None = 
     missing = [spec.name for spec in specs if spec.name not in tensors]
     if missing:
         raise Failure("ArtifactCorrupt", f"the golden inputs lack '{missing[0]}'")
-    arrays = {spec.name: np.ascontiguousarray(tensors[spec.name], dtype=spec.dtype) for spec in specs}
+    arrays = {spec.name: np.ascontiguousarray(tensors[spec.name], dtype=DTYPES[spec.dtype]) for spec in specs}
     fixed = [spec.shape[0] for spec in specs if spec.shape and isinstance(spec.shape[0], int)]
     size = fixed[0] if fixed else limit
     total = len(next(iter(arrays.values()))) if size else 0

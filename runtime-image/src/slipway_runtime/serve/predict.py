@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 from slipway_runtime.artifact import Signature, TensorSpec
 from slipway_runtime.serve.messages import BadRequest, HttpError
 from slipway_runtime.serve.protocol import json_object
-from slipway_runtime.serve.tensors import Array, Tensors, array_of, check_inputs, describe
+from slipway_runtime.serve.tensors import Array, Tensors, array_of, check_inputs, describe, size_of
 
 
 def decode_plain(body: bytes, signature: Signature) -> Tensors:
@@ -36,6 +37,42 @@ def decode_plain(body: bytes, signature: Signature) -> Tensors:
     }
     check_inputs(tensors | {name: np.empty(0) for name in columns if name not in by_name}, specs)
     return tensors
+
+
+def decode_sample(value: object, signature: Signature) -> Tensors:
+    """Decode a bare sample or batch of the model's only input, as nested lists.
+
+    Raises:
+        BadRequest: several inputs, or data that do not fit.
+    """
+    spec = _only(signature.inputs)
+    tensors = {spec.name: _batched(array_of(spec.name, value, spec.dtype), spec)}
+    check_inputs(tensors, signature.inputs)
+    return tensors
+
+
+def is_npy(body: bytes) -> bool:
+    """Whether a body is a file of numpy's .npy format."""
+    return body.startswith(b"\x93NUMPY")
+
+
+def decode_npy(body: bytes, signature: Signature) -> Tensors:
+    """Decode a .npy file: a sample or a batch of the model's only input, of a type that converts to the model's without loss.
+
+    Raises:
+        BadRequest: damaged, of Python objects, or not what the model takes.
+    """
+    file = io.BytesIO(body)
+    try:
+        version = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, is_fortran, dtype = read(file)
+        if dtype.hasobject or size_of(shape) * dtype.itemsize != len(body) - file.tell():
+            raise BadRequest(f"the .npy file holds objects, or its {len(body) - file.tell()} bytes are not those of {dtype} {list(shape)}")
+        array = np.frombuffer(body, dtype, offset=file.tell()).reshape(shape, order="F" if is_fortran else "C")
+    except (ValueError, TypeError, SyntaxError) as error:
+        raise BadRequest(f"the .npy file cannot be read: {error}"[:300]) from error
+    return decode_sample(array, signature)
 
 
 def _columns(instances: object, specs: Sequence[TensorSpec]) -> dict[str, Any]:

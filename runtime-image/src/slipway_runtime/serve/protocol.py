@@ -1,131 +1,386 @@
-"""Open Inference Protocol v2 in JSON: request body -> arrays, arrays -> answer. Knows the signature, not the model."""
+"""Open Inference Protocol v2 over HTTP: JSON or binary body -> arrays, arrays -> answer. Knows the signature, not the model.
+
+A client sends the same JSON around its numbers again and again. What it means is worked out once and kept as a plan under
+those very bytes, in a bounded table; a request that matches one costs a lookup and a view on its tensors. Equal bytes have
+equal meaning, so a plan needs no invalidation.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import orjson
 
 from slipway_runtime.artifact import Signature, TensorSpec
-from slipway_runtime.serve.messages import BadRequest, Response, json_response
-from slipway_runtime.serve.tensors import DATATYPES, Tensors, array_of, check_inputs, datatype_of, reshaped, wire_shape
+from slipway_runtime.serve.messages import BadRequest, Response
+from slipway_runtime.serve.tensors import (
+    DATATYPES,
+    DTYPES,
+    Array,
+    Tensors,
+    array_of,
+    check_inputs,
+    checked_shape,
+    datatype_of,
+    from_raw,
+    item_bytes,
+    reshaped,
+    to_json,
+    to_raw,
+    wire_shape,
+)
+
+OCTETS = "application/octet-stream"
+MAX_PLANS = 512
+MAX_PLAN_BYTES = 4096
+_DATA = b'"data"'
 
 
 @dataclass(frozen=True, slots=True)
+class Output:
+    """An output the client wants: its name, whether as raw bytes, and for Triton's classification extension the top classes wanted."""
+
+    name: str
+    binary: bool = False
+    classes: int = 0
+
+
+@dataclass(slots=True)
 class InferRequest:
     """A decoded infer request.
 
     Attributes:
         inputs: an array for each input of the signature, of its dtype and a shape that fits.
-        outputs: names the client wants, in its order.
+        outputs: what the client wants, in its order.
         id: the client's request id, to be returned.
+        timeout: seconds the client will wait, 0 when it does not say (parameter `timeout`, microseconds, as Triton has it).
+        priority: 0 is the default, else 1 is the highest (parameter `priority`, as Triton has it).
     """
 
     inputs: Tensors
-    outputs: Sequence[str]
+    outputs: Sequence[Output]
     id: str | None = None
+    timeout: float = 0.0
+    priority: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _View:
+    """Where a tensor of a plan lies in the body; one that is not aligned for its type is copied."""
+
+    name: str
+    dtype: str
+    start: int
+    end: int
+    shape: Sequence[int]
+    aligned: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """A request without its numbers; JSON plans have one view, of which `end` is the number of elements."""
+
+    views: tuple[_View, ...]
+    body_bytes: int
+    outputs: Sequence[Output]
+    timeout: float
+    priority: int
+
+
+def json_value(body: bytes) -> Any:
+    """Parse JSON.
+
+    Raises:
+        BadRequest: not JSON (NaN and Infinity are not JSON either).
+    """
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise BadRequest(f"the body is not JSON: {error}") from error
 
 
 def json_object(body: bytes) -> dict[str, Any]:
     """Parse a JSON object.
 
     Raises:
-        BadRequest: not JSON (NaN and Infinity are not JSON either), or not an object.
+        BadRequest: not JSON, or not an object.
     """
-    try:
-        value = orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        raise BadRequest(f"the body is not JSON: {error}") from error
+    value = json_value(body)
     if not isinstance(value, dict):
         raise BadRequest("the body must be a JSON object")
     return value
 
 
-def decode_infer(body: bytes, signature: Signature) -> InferRequest:
-    """Decode and check an infer request; `parameters` anywhere are accepted and have no effect.
+@dataclass(slots=True)
+class Codec:
+    """Decodes and encodes for one model.
 
-    Args:
-        body: the JSON body.
+    Attributes:
         signature: of the model; inputs are converted to its dtypes.
+        model: the name in answers.
+        revision: the version in answers.
+        labels: class names, for the classification extension.
+    """
+
+    signature: Signature
+    model: str
+    revision: str
+    labels: Sequence[str] = ()
+    _specs: dict[str, TensorSpec] = field(init=False)
+    _outputs: tuple[Output, ...] = field(init=False)
+    _plans: dict[bytes, _Plan] = field(init=False, default_factory=dict)
+    _json_plans: dict[tuple[bytes, bytes], _Plan] = field(init=False, default_factory=dict)
+    _prefix: bytes = field(init=False)
+    _heads: dict[tuple[str, tuple[int, ...], str], bytes] = field(init=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Index the signature."""
+        self._specs = {spec.name: spec for spec in self.signature.inputs}
+        self._outputs = tuple(Output(spec.name) for spec in self.signature.outputs)
+        self._prefix = b'{"model_name":%b,"model_version":%b,' % (orjson.dumps(self.model), orjson.dumps(self.revision))
+
+    # --- decode ---------------------------------------------------------------------------------------------------
+
+    def decode(self, body: bytes, json_bytes: int | None = None) -> InferRequest:
+        """Decode and check an infer request; parameters that are not known have no effect.
+
+        Args:
+            body: JSON, or JSON followed by raw tensors.
+            json_bytes: length of the JSON part, None when it is all.
+
+        Raises:
+            BadRequest: names the tensor, what was expected and what came.
+        """
+        if json_bytes is None:
+            return self._decode_json(body)
+        plan = self._plans.get(body[:json_bytes])
+        if plan is not None and len(body) == plan.body_bytes:
+            inputs = {}
+            for view in plan.views:
+                raw = memoryview(body)[view.start : view.end] if view.aligned else body[view.start : view.end]
+                inputs[view.name] = np.frombuffer(raw, DTYPES[view.dtype]).reshape(view.shape)
+            return InferRequest(inputs, plan.outputs, None, plan.timeout, plan.priority)
+        if not 0 < json_bytes <= len(body):
+            raise BadRequest(f"Inference-Header-Content-Length must be a number from 1 to {len(body)}, the bytes of the body")
+        return self._decode_binary(body, json_bytes)
+
+    def _decode_binary(self, body: bytes, json_bytes: int) -> InferRequest:
+        value = json_object(body[:json_bytes])
+        tail = _Tail(body, json_bytes)
+        asked = self._decode_object(value, tail)
+        if tail.position != len(body):
+            raise BadRequest(f"{len(body) - tail.position} bytes are left over after the binary tensors; check each binary_data_size")
+        if asked.id is None and tail.is_plain and json_bytes <= MAX_PLAN_BYTES:
+            _keep(self._plans, body[:json_bytes], _Plan(tuple(tail.views), len(body), asked.outputs, asked.timeout, asked.priority))
+        return asked
+
+    def _decode_json(self, body: bytes) -> InferRequest:
+        """As `_decode_object`; where the one input has flat data, the JSON around them may be known already."""
+        found = body.find(_DATA)
+        start = body.find(b"[", found, found + 16) if found > 0 else -1
+        end = body.find(b"]", start) if start > 0 else -1
+        if end < 0 or len(body) - end > MAX_PLAN_BYTES or start > MAX_PLAN_BYTES:
+            return self._decode_object(json_object(body), None)
+        key = body[:start], body[end:]
+        plan = self._json_plans.get(key)
+        if plan is None:
+            value = json_object(body)
+            asked = self._decode_object(value, None)
+            self._keep_json(body, (found, start, end), value, asked)
+            return asked
+        view = plan.views[0]
+        array = array_of(view.name, json_value(body[start : end + 1]), view.dtype)
+        if array.ndim != 1 or array.size != view.end:
+            # Nested after all, or another number of values: the long way has the words for it.
+            return self._decode_object(json_object(body), None)
+        return InferRequest({view.name: array.reshape(view.shape)}, plan.outputs, None, plan.timeout, plan.priority)
+
+    def _keep_json(self, body: bytes, span: tuple[int, int, int], value: dict[str, Any], asked: InferRequest) -> None:
+        found, start, end = span
+        # Exactly one key "data", not part of an escaped string, whose list is flat: then these bytes around any flat list of
+        # numbers mean the same request with those numbers.
+        listed = value["inputs"]
+        flat = body.find(b"[", start + 1, end) < 0 and body.find(b'"', start + 1, end) < 0 and body.find(_DATA, found + 1) < 0
+        if asked.id is not None or len(listed) != 1 or not flat or body[found - 1] == 0x5C or "data" not in listed[0]:
+            return
+        name = listed[0]["name"]
+        spec, array = self._specs[name], asked.inputs[name]
+        view = _View(name, spec.dtype, 0, array.size, array.shape)
+        _keep(self._json_plans, (body[:start], body[end:]), _Plan((view,), 0, asked.outputs, asked.timeout, asked.priority))
+
+    def _decode_object(self, value: dict[str, Any], tail: _Tail | None) -> InferRequest:
+        listed = value.get("inputs")
+        if not isinstance(listed, list) or not listed:
+            raise BadRequest("'inputs' must be a list of tensors, each with name, shape, datatype and data")
+        tensors: Tensors = {}
+        for item in listed:
+            self._decode_tensor(item, tensors, tail)
+        check_inputs(tensors, self.signature.inputs)
+        request_id = value.get("id")
+        if request_id is not None and not isinstance(request_id, str):
+            raise BadRequest("'id' must be a string")
+        parameters = _parameters(value)
+        timeout, priority = _whole(parameters, "timeout") / 1e6, _whole(parameters, "priority")
+        outputs = self._wanted(value.get("outputs"), is_binary=parameters.get("binary_data_output") is True)
+        return InferRequest(tensors, outputs, request_id, timeout, priority)
+
+    def _decode_tensor(self, item: object, tensors: Tensors, tail: _Tail | None) -> None:
+        if not isinstance(item, dict) or not isinstance(item.get("name"), str):
+            raise BadRequest("each input must be an object with a 'name'")
+        name = item["name"]
+        spec = self._specs.get(name)
+        if spec is None:
+            raise BadRequest(f"unknown input '{name}'; expected {', '.join(map(repr, self._specs))}")
+        if name in tensors:
+            raise BadRequest(f"input '{name}' is given twice")
+        expected = DATATYPES[spec.dtype]
+        if item.get("datatype") != expected:
+            raise BadRequest(f"input '{name}': expected datatype {expected}, got {item.get('datatype')!r}")
+        parameters = _parameters(item)
+        if "shared_memory_region" in parameters:
+            raise BadRequest(f"input '{name}': shared memory is not supported; send the tensor in the request")
+        size = parameters.get("binary_data_size")
+        if size is not None:
+            if tail is None or type(size) is not int or size < 0:
+                raise BadRequest(f"input '{name}': binary_data_size needs the header Inference-Header-Content-Length and a whole number")
+            tensors[name] = tail.take(spec, checked_shape(name, item.get("shape")), size)
+        elif "data" not in item:
+            raise BadRequest(f"input '{name}': 'data' is missing, and so is the parameter binary_data_size")
+        else:
+            if tail is not None:
+                tail.is_plain = False
+            tensors[name] = reshaped(name, array_of(name, item["data"], spec.dtype), item.get("shape"))
+
+    def _wanted(self, listed: object, *, is_binary: bool) -> tuple[Output, ...]:
+        if not listed:
+            return tuple(Output(output.name, is_binary) for output in self._outputs) if is_binary else self._outputs
+        if not isinstance(listed, list) or not all(isinstance(item, dict) for item in listed):
+            raise BadRequest("'outputs' must be a list of objects with a 'name'")
+        return tuple(self._output(item, is_binary) for item in listed)
+
+    def _output(self, item: dict[str, Any], is_binary: bool) -> Output:
+        name, parameters = item.get("name"), _parameters(item)
+        if not isinstance(name, str) or all(name != output.name for output in self._outputs):
+            raise BadRequest(f"unknown output {name!r}; this model has {', '.join(repr(output.name) for output in self._outputs)}")
+        if "shared_memory_region" in parameters:
+            raise BadRequest(f"output '{name}': shared memory is not supported; take the tensor in the answer")
+        return Output(name, parameters.get("binary_data", is_binary) is True, _whole(parameters, "classification"))
+
+    # --- encode ---------------------------------------------------------------------------------------------------
+
+    def encode(self, asked: InferRequest, outputs: Tensors) -> Response:
+        """Encode the outputs the client asked for, row-major.
+
+        In JSON, NaN and infinities are written as null: JSON has no word for them, and a client that meets null fails
+        loudly where the extension literals of some encoders would break its parser.
+        """
+        parts = [self._prefix]
+        if asked.id is not None:
+            parts.append(b'"id":%b,' % orjson.dumps(asked.id))
+        comma, raws = b'"outputs":[', []
+        for output in asked.outputs:
+            array = outputs[output.name]
+            if output.classes:
+                array = classification(array, output.classes, self.labels)
+            parts += comma, self._tensor_head(output.name, array)
+            comma = b","
+            if output.binary:
+                raw = to_raw(array)
+                raws.append(raw)
+                parts.append(b'"parameters":{"binary_data_size":%d}}' % len(raw))
+            else:
+                parts += b'"data":', orjson.dumps(to_json(array), option=orjson.OPT_SERIALIZE_NUMPY), b"}"
+        parts.append(b"]}")
+        if not raws:
+            return Response(200, b"".join(parts))
+        json_bytes = sum(map(len, parts))
+        return Response(200, b"".join(parts + raws), OCTETS, json_bytes=json_bytes)
+
+    def _tensor_head(self, name: str, array: Array) -> bytes:
+        key = name, array.shape, array.dtype.char
+        known = self._heads.get(key)
+        if known is None:
+            known = orjson.dumps({"name": name, "datatype": datatype_of(array), "shape": array.shape})[:-1] + b","
+            _keep(self._heads, key, known)
+        return known
+
+    def metadata(self, platform: str) -> dict[str, object]:
+        """The answer to GET /v2/models/{model}."""
+        return {
+            "name": self.model,
+            "versions": [self.revision],
+            "platform": platform,
+            "inputs": [_described(spec) for spec in self.signature.inputs],
+            "outputs": [_described(spec) for spec in self.signature.outputs],
+        }
+
+
+class _Tail:
+    """The raw tensors behind the JSON part, taken in the order of the inputs."""
+
+    def __init__(self, body: bytes, position: int) -> None:
+        self._body = body
+        self.position = position
+        self.views: list[_View] = []
+        self.is_plain = True
+
+    def take(self, spec: TensorSpec, shape: list[int], size: int) -> Array:
+        start, end = self.position, self.position + size
+        if end > len(self._body):
+            raise BadRequest(f"input '{spec.name}': binary_data_size is {size}, but only {len(self._body) - start} bytes are left")
+        self.position = end
+        itemsize = item_bytes(spec.dtype)
+        aligned = itemsize and start % itemsize == 0
+        raw: bytes | memoryview = memoryview(self._body)[start:end] if aligned else self._body[start:end]
+        array = from_raw(spec.name, raw, spec.dtype, shape)
+        # Booleans are normalised and strings parsed each time.
+        self.is_plain = self.is_plain and spec.dtype not in ("bool", "string")
+        self.views.append(_View(spec.name, spec.dtype, start, end, tuple(shape), bool(aligned)))
+        return array
+
+
+def classification(scores: Array, count: int, labels: Sequence[str]) -> Array:
+    """Triton's classification extension: [batch, classes] -> [batch, count] strings `score:index[:label]`, best first.
 
     Raises:
-        BadRequest: names the tensor, what was expected and what came.
+        BadRequest: the output is no [batch, classes] of numbers.
     """
-    value = json_object(body)
-    listed = value.get("inputs")
-    if not isinstance(listed, list) or not listed:
-        raise BadRequest("'inputs' must be a list of tensors, each with name, shape, datatype and data")
-    specs = {spec.name: spec for spec in signature.inputs}
-    tensors: Tensors = {}
-    for item in listed:
-        _decode_tensor(item, specs, tensors)
-    check_inputs(tensors, signature.inputs)
-    request_id = value.get("id")
-    if request_id is not None and not isinstance(request_id, str):
-        raise BadRequest("'id' must be a string")
-    return InferRequest(tensors, _wanted_outputs(value.get("outputs"), signature), request_id)
+    if scores.ndim not in (1, 2) or scores.dtype.kind not in "iuf":
+        raise BadRequest(f"classification needs an output of shape [batch, classes], this one has {list(scores.shape)}")
+    rows = scores.reshape(-1, scores.shape[-1])
+    best = np.argsort(-rows.astype(np.float64), axis=-1, kind="stable")[:, :count]
+    text = np.empty(best.shape, dtype=object)
+    for row, column in np.ndindex(best.shape):
+        index = int(best[row, column])
+        label = f":{labels[index]}" if index < len(labels) else ""
+        text[row, column] = f"{float(rows[row, index]):f}:{index}{label}"
+    return text if scores.ndim == 2 else text[0]
 
 
-def _decode_tensor(item: object, specs: dict[str, TensorSpec], tensors: Tensors) -> None:
-    if not isinstance(item, dict) or not isinstance(item.get("name"), str):
-        raise BadRequest("each input must be an object with a 'name'")
-    name = item["name"]
-    spec = specs.get(name)
-    if spec is None:
-        raise BadRequest(f"unknown input '{name}'; expected {', '.join(map(repr, specs))}")
-    if name in tensors:
-        raise BadRequest(f"input '{name}' is given twice")
-    expected = DATATYPES[spec.dtype]
-    if item.get("datatype") != expected:
-        raise BadRequest(f"input '{name}': expected datatype {expected}, got {item.get('datatype')!r}")
-    if "data" not in item:
-        raise BadRequest(f"input '{name}': 'data' is missing (the binary tensor extension is not supported)")
-    tensors[name] = reshaped(name, array_of(name, item["data"], spec.dtype), item.get("shape"))
+def _keep(table: dict[Any, Any], key: Any, value: Any) -> None:
+    # Clients with ever new bytes empty the table from time to time; that is cheaper than keeping track of use.
+    if len(table) >= MAX_PLANS:
+        table.clear()
+    table[key] = value
 
 
-def _wanted_outputs(listed: object, signature: Signature) -> list[str]:
-    names = [spec.name for spec in signature.outputs]
-    if not listed:
-        return names
-    if not isinstance(listed, list) or not all(isinstance(item, dict) for item in listed):
-        raise BadRequest("'outputs' must be a list of objects with a 'name'")
-    wanted = [item.get("name") for item in listed]
-    for name in wanted:
-        if name not in names:
-            raise BadRequest(f"unknown output {name!r}; this model has {', '.join(map(repr, names))}")
-    return wanted
+def _parameters(item: dict[str, Any]) -> dict[str, Any]:
+    parameters = item.get("parameters")
+    if parameters is None:
+        return {}
+    if not isinstance(parameters, dict):
+        raise BadRequest("'parameters' must be an object")
+    return parameters
 
 
-def encode_infer(request: InferRequest, outputs: Tensors, model: str, revision: str) -> Response:
-    """Encode the outputs the client asked for, data flat in row-major order.
-
-    NaN and infinities are written as null: JSON has no word for them, and a client that meets null fails loudly where
-    the extension literals of some encoders would break its parser.
-    """
-    answer: dict[str, object] = {"model_name": model, "model_version": revision}
-    if request.id is not None:
-        answer["id"] = request.id
-    answer["outputs"] = [_encoded(name, outputs) for name in request.outputs]
-    return json_response(answer)
-
-
-def _encoded(name: str, outputs: Tensors) -> dict[str, object]:
-    array = outputs[name]
-    # ravel copies only when the array is not contiguous, which orjson requires.
-    return {"name": name, "datatype": datatype_of(array), "shape": array.shape, "data": array.ravel()}
-
-
-def metadata(signature: Signature, model: str, revision: str, platform: str) -> dict[str, object]:
-    """The answer to GET /v2/models/{model}."""
-    return {
-        "name": model,
-        "versions": [revision],
-        "platform": platform,
-        "inputs": [_described(spec) for spec in signature.inputs],
-        "outputs": [_described(spec) for spec in signature.outputs],
-    }
+def _whole(parameters: dict[str, Any], name: str) -> int:
+    value = parameters.get(name, 0)
+    if type(value) is not int or not 0 <= value < 2**63:
+        raise BadRequest(f"parameter '{name}' must be a whole number, not negative")
+    return value
 
 
 def _described(spec: TensorSpec) -> dict[str, object]:

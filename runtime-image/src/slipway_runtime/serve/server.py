@@ -43,7 +43,7 @@ class Server:
         self._options = options
         self._load = load
         self._loop = asyncio.get_running_loop()
-        self._app = App(options.app, self._call_soon)
+        self._app = App(options.app, self._loop)
         self._hub = Hub(self._app.handle, options.limits, {"x-slipway-revision": options.app.revision})
         self._stop: asyncio.Future[Failure | None] = self._loop.create_future()
         self._loading = True
@@ -70,7 +70,7 @@ class Server:
         if failure is None:
             await self._drain(server, duplicate)
         ticker.cancel()
-        ended = self._app.lanes.close(timeout=1.0) and not self._loading
+        ended = self._app.close(timeout=1.0) and not self._loading
         if failure is not None:
             raise failure
         return ended
@@ -110,7 +110,7 @@ class Server:
         gc.collect()
         gc.freeze()
         self._app.install(model)
-        inline = f"inline up to {model.inline_elements} elements" if model.inline_elements else f"{self._options.app.lanes} lanes"
+        inline = f"inline up to {model.inline_elements} elements" if model.inline_elements else f"{self._options.app.queue.lanes} lanes"
         log.info("ready: %s %s in %.2f s, %s", model.artifact.format, model.artifact.digest, model.load_seconds, inline)
 
     def _end(self, failure: Failure | None) -> None:

@@ -8,12 +8,12 @@ import pytest
 from slipway_runtime.artifact import open_artifact
 from slipway_runtime.reasons import Failure
 from slipway_runtime.serve.cpu import cpu_limit
-from slipway_runtime.serve.model import load_model
+from slipway_runtime.serve.model import LoadOptions, load_model
 from unit.runtime.serve.artifacts import digits_draft, mlp_draft, sleeper_draft, write
 
 
 def load(folder, draft, labels=None):
-    return load_model(open_artifact(folder, write(folder, draft)), 1, labels)
+    return load_model(open_artifact(folder, write(folder, draft)), LoadOptions(labels=labels))
 
 
 def reason_of(folder, draft, labels=None):

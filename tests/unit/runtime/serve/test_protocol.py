@@ -9,8 +9,8 @@ import pytest
 
 from slipway_runtime.artifact import Signature, TensorSpec
 from slipway_runtime.serve.messages import BadRequest
-from slipway_runtime.serve.protocol import InferRequest, decode_infer, encode_infer, metadata
-from slipway_runtime.serve.tensors import DATATYPES
+from slipway_runtime.serve.protocol import Codec, InferRequest, Output
+from slipway_runtime.serve.tensors import DATATYPES, DTYPES
 
 TWO = Signature(
     (TensorSpec("a", "float32", ("batch", 2)), TensorSpec("b", "int64", ("batch",))),
@@ -26,21 +26,21 @@ B = tensor("b", "INT64", (1,), [5])
 
 
 def decode(*inputs, **more):
-    return decode_infer(json.dumps({"inputs": list(inputs), **more}).encode(), TWO)
+    return Codec(TWO, "m", "r").decode(json.dumps({"inputs": list(inputs), **more}).encode())
 
 
 def single(dtype, data, shape):
     signature = Signature((TensorSpec("x", dtype, tuple(shape)),), (TensorSpec("y", dtype, tuple(shape)),))
     item = {"name": "x", "datatype": DATATYPES[dtype], "shape": shape, "data": data}
-    return decode_infer(json.dumps({"inputs": [item]}).encode(), signature).inputs["x"]
+    return Codec(signature, "m", "r").decode(json.dumps({"inputs": [item]}).encode()).inputs["x"]
 
 
 @pytest.mark.parametrize("dtype", DATATYPES)
 def test_every_datatype_round_trips(dtype):
-    data = [True, False] if dtype == "bool" else [0, 1]
+    data = [True, False] if dtype == "bool" else ["a", "é"] if dtype == "string" else [0, 1]
     array = single(dtype, data, [2])
-    assert array.dtype == np.dtype(dtype)
-    answer = json.loads(encode_infer(InferRequest({}, ["y"]), {"y": array}, "m", "r").body)
+    assert array.dtype == DTYPES[dtype]
+    answer = json.loads(Codec(TWO, "m", "r").encode(InferRequest({}, [Output("y")]), {"y": array}).body)
     assert answer == {
         "model_name": "m",
         "model_version": "r",
@@ -89,13 +89,13 @@ def test_a_refusal_names_the_tensor_and_what_was_expected(inputs, words):
 @pytest.mark.parametrize("body", [b"", b"[]", b"{", b'{"inputs": NaN}', b"\xff"])
 def test_a_body_that_is_no_json_object_is_refused(body):
     with pytest.raises(BadRequest, match="the body"):
-        decode_infer(body, TWO)
+        Codec(TWO, "m", "r").decode(body)
 
 
 def test_outputs_are_selected_in_the_order_asked_and_id_and_parameters_pass():
     asked = decode(tensor() | {"parameters": {"p": 1}}, B, outputs=[{"name": "z"}], id="17", parameters={"q": 2})
-    assert (asked.outputs, asked.id) == (["z"], "17")
-    answer = json.loads(encode_infer(asked, {"y": np.zeros((1, 2), np.float32), "z": np.array([3])}, "m", "r").body)
+    assert (asked.outputs, asked.id) == ((Output("z"),), "17")
+    answer = json.loads(Codec(TWO, "m", "r").encode(asked, {"y": np.zeros((1, 2), np.float32), "z": np.array([3])}).body)
     assert answer["id"] == "17"
     assert [output["name"] for output in answer["outputs"]] == ["z"]
 
@@ -108,15 +108,15 @@ def test_an_unknown_output_is_refused():
 def test_null_is_nan_both_ways():
     assert np.isnan(single("float32", [None, 1], [2])[0])
     array = np.array([np.nan, np.inf, -np.inf, 1], np.float32)
-    answer = json.loads(encode_infer(InferRequest({}, ["y"]), {"y": array}, "m", "r").body)
+    answer = json.loads(Codec(TWO, "m", "r").encode(InferRequest({}, [Output("y")]), {"y": array}).body)
     assert answer["outputs"][0]["data"] == [None, None, None, 1.0]
 
 
 def test_outputs_that_are_not_contiguous_keep_their_order():
     array = np.arange(6, dtype=np.float32).reshape(2, 3).T
-    answer = json.loads(encode_infer(InferRequest({}, ["y"]), {"y": array}, "m", "r").body)
+    answer = json.loads(Codec(TWO, "m", "r").encode(InferRequest({}, [Output("y")]), {"y": array}).body)
     assert answer["outputs"][0]["data"] == [0, 3, 1, 4, 2, 5]
 
 
 def test_metadata_writes_dynamic_dims_as_minus_one():
-    assert metadata(TWO, "m", "r", "p")["inputs"][0] == {"name": "a", "datatype": "FP32", "shape": [-1, 2]}
+    assert Codec(TWO, "m", "r").metadata("p")["inputs"][0] == {"name": "a", "datatype": "FP32", "shape": [-1, 2]}
