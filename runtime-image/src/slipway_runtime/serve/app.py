@@ -97,6 +97,7 @@ class App:
     metrics: Metrics = field(init=False)
     _gets: dict[str, Getter] = field(init=False)
     _posts: dict[str, Callable[[Model, Request], Call | Response]] = field(init=False)
+    _other_posts: dict[str, Getter] = field(init=False)
     _inline_elements: int = 0
     _slow_calls: int = 0
 
@@ -120,7 +121,9 @@ class App:
             "/predict": self._predict,
             f"/predictions/{options.name}": self._torchserve,
             f"/v1/models/{options.name}:predict": self._v1,
-            "/v2/repository/index": lambda _model, _request: json_response(triton.index(options.name, options.revision, self.phase)),
+        }
+        self._other_posts = {
+            "/v2/repository/index": lambda: json_response(triton.index(options.name, options.revision, self.phase)),
         }
         for name in ("", "/versions/1", f"/versions/{options.revision}"):
             base = f"/v2/models/{options.name}{name}"
@@ -264,7 +267,9 @@ class App:
 
     def _getter(self, path: str, method: str) -> Getter:
         getter = self._gets.get(path)
-        if getter is None and path not in self._posts:
+        if method == "POST" and path in self._other_posts:
+            return self._other_posts[path]
+        if getter is None and path not in self._posts and path not in self._other_posts:
             raise HttpError(404, self._not_found(path))
         if getter is None:
             raise HttpError(405, f"{path} takes POST, not {method}", allow="POST")

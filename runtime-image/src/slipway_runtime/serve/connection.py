@@ -11,6 +11,7 @@ is left out: equal bytes parse alike.
 from __future__ import annotations
 
 import asyncio
+import zlib
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -80,6 +81,30 @@ def is_plain(head: bytes) -> bool:
     """Whether the first empty line ends a parsed head beyond doubt: it starts with a method, and all its lines end in CRLF."""
     lines = head.count(b"\r\n")
     return head[:1].isalpha() and head.count(b"\n") == lines == head.count(b"\r")
+
+
+def decoded(body: bytes, encoding: str, max_bytes: int) -> bytes:
+    """Undo a Content-Encoding.
+
+    Raises:
+        HttpError: 415 for one that is not gzip, deflate or identity, 400 for damaged data, 413 when there is too much behind it.
+    """
+    if encoding == "identity":
+        return body
+    if encoding not in ("gzip", "x-gzip", "deflate"):
+        raise HttpError(
+            415, f"Content-Encoding {encoding[:50]!r} is not supported; use gzip, deflate or none", accept_encoding="gzip, deflate"
+        )
+    stream = zlib.decompressobj(wbits=47)  # 32 + 15: gzip or zlib, by its first bytes
+    try:
+        plain = stream.decompress(body, max_bytes)
+    except zlib.error as error:
+        raise HttpError(400, f"the {encoding} body is damaged: {error}") from error
+    if stream.unconsumed_tail:
+        raise HttpError(413, f"the decoded body is larger than {max_bytes} bytes")
+    if not stream.eof:
+        raise HttpError(400, f"the {encoding} body is cut off")
+    return plain
 
 
 class Exchange(Request):
@@ -189,9 +214,21 @@ class Connection(asyncio.Protocol):
         self._accept(head, body)
         return data[missing:]
 
-    def _accept(self, head: Head, body: bytes) -> None:
+    def _accept(self, head: Head, body: bytes, *, keep_alive: bool = True) -> None:
         exchange = self._enqueue(head, body)
-        self._hub.handle(exchange)
+        exchange.keep_alive = keep_alive
+        if head.encoding:
+            self._hand_decoded(exchange)
+        else:
+            self._hub.handle(exchange)
+
+    def _hand_decoded(self, exchange: Exchange) -> None:
+        try:
+            exchange.body = decoded(exchange.body, exchange.head.encoding, self._hub.limits.max_body_bytes)
+        except HttpError as error:
+            exchange.reply(error.response())
+        else:
+            self._hub.handle(exchange)
 
     def _feed(self, data: bytes) -> None:
         try:
@@ -214,6 +251,7 @@ class Connection(asyncio.Protocol):
         if self._framing and not self._discarding:
             method, kind = self._parser.get_method(), self._content_type
             length = b"" if self._json_bytes is None else b"\r\ninference-header-content-length: %d" % self._json_bytes
+            length += b"\r\ncontent-encoding: %b" % self._encoding.encode("latin-1") if self._encoding else b""
             head = b"%b %b HTTP/1.1\r\ncontent-type: %b%b\r\n%b\r\n\r\n" % (method, self._target, kind, length, self._framing)
         self._parser = httptools.HttpRequestParser(self)
         if head or rest:
@@ -246,6 +284,7 @@ class Connection(asyncio.Protocol):
         self._target = self._framing = self._content_type = b""
         self._json_bytes: int | None = None
         self._timeout = 0.0
+        self._encoding = ""
         self._expects_continue = False
         self._remember, self._candidate = self._candidate, b""
 
@@ -263,6 +302,9 @@ class Connection(asyncio.Protocol):
 
     def _take_content_type(self, value: bytes) -> None:
         self._content_type = value
+
+    def _take_encoding(self, value: bytes) -> None:
+        self._encoding = value.decode("latin-1").strip().lower()
 
     def _take_expect(self, value: bytes) -> None:
         self._expects_continue = value.lower() == b"100-continue"
@@ -312,14 +354,12 @@ class Connection(asyncio.Protocol):
         path = self._target.split(b"?", 1)[0].decode("latin-1")
         path = (unquote(path) if "%" in path else path).rstrip("/") or "/"
         kind, method = self._content_type.decode("latin-1"), self._parser.get_method().decode("latin-1")
-        head = Head(method, path, kind, self._json_bytes, self._timeout, len(body))
-        exchange = self._enqueue(head, body)
+        head = Head(method, path, kind, self._json_bytes, self._timeout, len(body), self._encoding)
         if not self._parser.should_keep_alive():
-            exchange.keep_alive = False
             self._discarding = True
         elif self._remember and not self._expects_continue and not self._framing.startswith(b"transfer") and is_plain(self._remember):
             self._hub.remember(self._remember, head)
-        self._hub.handle(exchange)
+        self._accept(head, body, keep_alive=not self._discarding)
 
     # --- answers --------------------------------------------------------------------------------------------------
 
@@ -414,6 +454,7 @@ class Connection(asyncio.Protocol):
 
 
 _HEADERS: dict[bytes, Callable[[Connection, bytes], None]] = {
+    b"content-encoding": Connection._take_encoding,
     b"content-type": Connection._take_content_type,
     b"content-length": Connection._take_content_length,
     b"expect": Connection._take_expect,

@@ -10,8 +10,7 @@ import orjson
 JSON = "application/json"
 HTML = "text/html; charset=utf-8"
 _BINARY_OK = (
-    b"HTTP/1.1 200 OK\r\ncontent-type: application/octet-stream\r\n"
-    b"inference-header-content-length: %d\r\ncontent-length: %d\r\n%b\r\n"
+    b"HTTP/1.1 200 OK\r\ncontent-type: application/octet-stream\r\ninference-header-content-length: %d\r\ncontent-length: %d\r\n%b\r\n"
 )
 
 _PHRASES = {
@@ -42,6 +41,7 @@ class Head:
         json_bytes: the `Inference-Header-Content-Length` of the binary tensor extension; None when absent, -1 when it is no number.
         timeout: seconds that the client waits (grpc-timeout's cousin `x-envoy-expected-rq-timeout-ms`), 0 when it does not say.
         body_bytes: the Content-Length, 0 when absent.
+        encoding: the Content-Encoding, lower-case, empty when absent; the body is decoded before it is handed over.
     """
 
     method: str
@@ -50,6 +50,7 @@ class Head:
     json_bytes: int | None = None
     timeout: float = 0.0
     body_bytes: int = 0
+    encoding: str = ""
 
 
 class Request:

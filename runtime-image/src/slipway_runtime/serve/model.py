@@ -207,7 +207,7 @@ def batch_sizes(max_batch: int) -> list[int]:
     sizes = [1]
     while sizes[-1] * 2 < max_batch:
         sizes.append(sizes[-1] * 2)
-    return [*sizes, max_batch]
+    return [*sizes, max_batch] if max_batch > 1 else sizes
 
 
 # --- golden outputs -----------------------------------------------------------------------------------------------

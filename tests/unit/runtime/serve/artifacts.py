@@ -128,6 +128,32 @@ def sleeper_draft(seconds: float) -> Draft:
     return Draft({"sleeper.py": SLEEPER.encode()}, config)
 
 
+def dtypes_draft() -> tuple[Draft, dict[str, tuple[str, np.ndarray]]]:
+    """A model that returns each input as it is, one of every type onnxruntime can pass; with the protocol's type and data of each."""
+    arrays: dict[str, tuple[str, np.ndarray]] = {}
+    rows: list[tuple[str, int, np.dtype[Any]]] = [
+        ("bool", TensorProto.BOOL, np.dtype(bool)),
+        *((name, getattr(TensorProto, name.upper()), np.dtype(name)) for name in ("int8", "int16", "int32", "int64")),
+        *((name, getattr(TensorProto, name.upper()), np.dtype(name)) for name in ("uint8", "uint16", "uint32", "uint64")),
+        ("float16", TensorProto.FLOAT16, np.dtype(np.float16)),
+        ("float32", TensorProto.FLOAT, np.dtype(np.float32)),
+        ("float64", TensorProto.DOUBLE, np.dtype(np.float64)),
+        ("string", TensorProto.STRING, np.dtype(object)),
+    ]
+    protocol = {"bool": "BOOL", "float16": "FP16", "float32": "FP32", "float64": "FP64", "string": "BYTES"}
+    for name, _, dtype in rows:
+        data = ["", "a", "é" * 40, "b"] if name == "string" else [0, 1, 1, 0] if name == "bool" else [0, 1, 100, 3]
+        arrays[name] = protocol.get(name, name.upper()), np.array(data, dtype).reshape(2, 2)
+    nodes = [helper.make_node("Identity", [name], [f"{name}_out"]) for name in arrays]
+    sides = [[helper.make_tensor_value_info(f"{name}{suffix}", kind, ["n", 2]) for name, kind, _ in rows] for suffix in ("", "_out")]
+    model: onnx.ModelProto = helper.make_model(
+        helper.make_graph(nodes, "g", *sides), opset_imports=[helper.make_opsetid("", 17)], ir_version=9
+    )
+    specs = [[{"name": f"{name}{suffix}", "dtype": name, "shape": ["n", 2]} for name, _, _ in rows] for suffix in ("", "_out")]
+    config = {"format": "ONNX", "entry": "model.onnx", "signature": {"inputs": specs[0], "outputs": specs[1]}}
+    return Draft({"model.onnx": model.SerializeToString()}, config), arrays
+
+
 def _onnx(nodes: list[Any], source: tuple[str, list[Any]], result: tuple[str, list[Any]], weights: dict[str, np.ndarray]) -> bytes:
     inputs, outputs = ([helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)] for name, shape in (source, result))
     initializers = [numpy_helper.from_array(array, name) for name, array in weights.items()]

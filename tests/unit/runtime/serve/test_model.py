@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from slipway_runtime.artifact import open_artifact
+from slipway_runtime.artifact import Signature, TensorSpec, open_artifact
 from slipway_runtime.reasons import Failure
 from slipway_runtime.serve.cpu import cpu_limit
-from slipway_runtime.serve.model import LoadOptions, load_model
+from slipway_runtime.serve.model import LoadOptions, batch_sizes, load_model, takes_batches
 from unit.runtime.serve.artifacts import digits_draft, mlp_draft, sleeper_draft, write
 
 
@@ -98,3 +98,43 @@ def test_cpu_limit(tmp_path, files, limit):
 def test_without_a_quota_the_limit_is_the_affinity(tmp_path):
     (tmp_path / "cpu.max").write_text("max 100000")
     assert cpu_limit(tmp_path) == cpu_limit(tmp_path / "absent") >= 1
+
+
+MIXER = """
+import torch
+
+class Mixer(torch.nn.Module):
+    def forward(self, x):
+        return x - x.mean(0)
+
+def build():
+    return Mixer()
+"""
+
+
+def test_rows_that_depend_on_each_other_are_never_batched(tmp_path):
+    plain = load_model(open_artifact(tmp_path / "a", write(tmp_path / "a", mlp_draft())), LoadOptions(max_batch=16))
+    assert 1 < plain.max_batch <= 16
+    draft = sleeper_draft(0.0)
+    draft.files = {"mixer.py": MIXER.encode()}
+    draft.config |= {"entrypoint": "mixer:build", "arguments": {}}
+    assert load_model(open_artifact(tmp_path / "b", write(tmp_path / "b", draft)), LoadOptions(max_batch=4)).max_batch == 1
+
+
+@pytest.mark.parametrize(
+    ("shapes", "takes"),
+    [
+        ([["n", 2], ["n"]], True),
+        ([["n", 2], ["m"]], False),
+        ([[4, 2], [4]], False),
+        ([["n", 2], []], False),
+        ([["n", "t"], ["n", "t"]], True),
+    ],
+)
+def test_only_a_dimension_that_all_tensors_share_is_a_batch(shapes, takes):
+    specs = [TensorSpec(str(i), "float32", tuple(shape)) for i, shape in enumerate(shapes)]
+    assert takes_batches(Signature((specs[0],), (specs[1],))) is takes
+
+
+def test_batch_sizes_end_at_the_limit():
+    assert [batch_sizes(size) for size in (1, 2, 6, 8)] == [[1], [1, 2], [1, 2, 4, 6], [1, 2, 4, 8]]

@@ -120,3 +120,125 @@ def test_outputs_that_are_not_contiguous_keep_their_order():
 
 def test_metadata_writes_dynamic_dims_as_minus_one():
     assert Codec(TWO, "m", "r").metadata("p")["inputs"][0] == {"name": "a", "datatype": "FP32", "shape": [-1, 2]}
+
+
+# --- the binary extension, and plans ------------------------------------------------------------------------------
+
+
+def binary(items, raw, **more):
+    """A body with raw tensors, and the length of its JSON part."""
+    head = json.dumps({"inputs": items, **more}).encode()
+    return head + raw, len(head)
+
+
+def raw_item(name, datatype, shape, size):
+    return {"name": name, "datatype": datatype, "shape": shape, "parameters": {"binary_data_size": size}}
+
+
+def codec_of(dtype):
+    spec = ("batch", 2)
+    return Codec(Signature((TensorSpec("x", dtype, spec),), (TensorSpec("y", dtype, spec),)), "m", "r")
+
+
+@pytest.mark.parametrize("pad", range(8))
+@pytest.mark.parametrize("dtype", DATATYPES)
+def test_raw_tensors_round_trip_at_any_alignment(dtype, pad):
+    codec = codec_of(dtype)
+    data = [["", "é"], ["a" * 300, "b"]] if dtype == "string" else [[True, False], [False, True]] if dtype == "bool" else [[0, 1], [2, 3]]
+    array = np.array(data, DTYPES[dtype])
+    raw = b"".join(len(v.encode()).to_bytes(4, "little") + v.encode() for v in array.flat) if dtype == "string" else array.tobytes()
+    parameters = {"binary_data_output": True, "pad": "x" * pad}
+    body, length = binary([raw_item("x", DATATYPES[dtype], [2, 2], len(raw))], raw, parameters=parameters)
+    for _ in range(3):  # the second and third time by the plan
+        asked = codec.decode(body, length)
+        assert asked.inputs["x"].dtype == DTYPES[dtype]
+        assert asked.inputs["x"].tolist() == array.tolist()
+        answer = codec.encode(asked, {"y": asked.inputs["x"]})
+        assert answer.body[answer.json_bytes :] == raw
+        described = json.loads(answer.body[: answer.json_bytes])["outputs"][0]
+        assert described == {"name": "y", "datatype": DATATYPES[dtype], "shape": [2, 2], "parameters": {"binary_data_size": len(raw)}}
+
+
+def test_a_raw_boolean_is_zero_or_one():
+    asked = codec_of("bool").decode(*binary([raw_item("x", "BOOL", [1, 2], 2)], b"\x02\x00"))
+    assert asked.inputs["x"].view(np.uint8).tolist() == [[1, 0]]
+
+
+FP32 = raw_item("x", "FP32", [1, 2], 8)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "body", "length", "words"),
+    [
+        ("float32", *binary([FP32], b"\0" * 7), "binary_data_size is 8, but only 7 bytes are left"),
+        ("float32", *binary([FP32], b"\0" * 9), "1 bytes are left over"),
+        ("float32", *binary([raw_item("x", "FP32", [1, 2], 4)], b"\0" * 4), "shape [1, 2] of FP32 needs 8 bytes, got 4"),
+        ("float32", *binary([raw_item("x", "FP32", [1, 2], -1)], b""), "a whole number"),
+        ("float32", *binary([raw_item("x", "FP32", [1, 10**12], 8)], b"\0" * 8), "needs 4000000000000 bytes"),
+        ("string", *binary([raw_item("x", "BYTES", [1, 2], 4)], b"\x05\0\0\0"), "need at least 8 bytes"),
+        ("string", *binary([raw_item("x", "BYTES", [1, 2], 8)], b"\x05\0\0\0abcd"), "element 0 claims 5 bytes"),
+        ("string", *binary([raw_item("x", "BYTES", [1, 2], 10)], b"\x02\0\0\0\xff\xff\0\0\0\0"), "no UTF-8"),
+        ("float32", *binary([FP32 | {"parameters": {"shared_memory_region": "r"}}], b""), "shared memory is not supported"),
+        ("float32", *binary([FP32 | {"parameters": 3}], b""), "'parameters' must be an object"),
+        ("float32", *binary([FP32], b"\0" * 8, parameters={"timeout": -1}), "'timeout' must be a whole number"),
+        ("float32", json.dumps({"inputs": [FP32]}).encode(), None, "needs the header Inference-Header-Content-Length"),
+        ("float32", b"{}", 9, "must be a number from 1 to 2"),
+        ("float32", b"{}", 0, "must be a number from 1 to 2"),
+        ("float32", b"{}", -1, "must be a number from 1 to 2"),
+    ],
+)
+def test_a_wrong_binary_body_is_refused(dtype, body, length, words):
+    with pytest.raises(BadRequest) as caught:
+        codec_of(dtype).decode(body, length)
+    assert words in caught.value.message
+
+
+def test_a_plan_is_not_used_for_another_length():
+    codec = codec_of("float32")
+    body, length = binary([FP32], b"\0" * 8)
+    codec.decode(body, length)
+    with pytest.raises(BadRequest, match="left over"):
+        codec.decode(body + b"\0", length)
+    with pytest.raises(BadRequest, match="are left"):
+        codec.decode(body[:-1], length)
+
+
+X = TensorSpec("x", "float32", ("batch", 2))
+
+
+@pytest.mark.parametrize(
+    ("template", "fillings"),
+    [
+        ('{"inputs":[{"name":"x","shape":[1,2],"datatype":"FP32","data":[DATA]}]}', ["1,2", "3,4", "null,5", "[6,7]", "8"]),
+        ('{"inputs": [{"data": [DATA], "name": "x", "shape": [1, 2], "datatype": "FP32"}]}', ["1,2", "3,4", '"a",1', "1,2,3"]),
+        ('{"id":"7","inputs":[{"name":"x","shape":[1,2],"datatype":"FP32","data":[DATA]}]}', ["1,2", "3,4"]),
+        ('{"parameters":{"data":[DATA]},"inputs":[{"name":"x","shape":[1,2],"datatype":"FP32","data":[5,6]}]}', ["1,2", "3,4"]),
+        ('{"inputs":[{"x\\"data":[DATA],"name":"x","shape":[1,2],"datatype":"FP32","data":[5,6]}]}', ["1,2", "3,4"]),
+        ('{"inputs":[{"name":"x","shape":[2,2],"datatype":"FP32","data":[[DATA],[5,6]]}]}', ["1,2", "3,4", "1"]),
+        ('{"inputs":[{"name":"x","shape":[1,2],"datatype":"FP32","data":[DATA]}],"parameters":{"priority":1}}', ["1,2", "1,,2", ""]),
+        ('{"inputs":[{"name":"x","shape":[1,2],"datatype":"FP32","data":[DATA]}]}', ["1,2", "true,false", "1e300,1", "{},1"]),
+    ],
+)
+def test_a_plan_means_what_the_whole_body_means(template, fillings):
+    bodies = [template.replace("DATA", data) for data in fillings]
+    signature = Signature((X,), (TensorSpec("y", "float32", ("batch", 2)),))
+    kept = Codec(signature, "m", "r")
+
+    def outcome(codec, body):
+        try:
+            asked = codec.decode(body.encode())
+        except BadRequest as error:
+            return error.message.partition(": ")[0]
+        return np.nan_to_num(asked.inputs["x"], nan=-1).tolist(), asked.id, asked.priority
+
+    for body in [*bodies, *bodies]:
+        assert outcome(kept, body) == outcome(Codec(signature, "m", "r"), body), body
+
+
+def test_plans_are_bounded():
+    codec = codec_of("float32")
+    for index in range(600):
+        codec.decode(*binary([FP32], b"\0" * 8, parameters={"p": index}))
+        codec.decode(json.dumps({"inputs": [tensor("x")], "parameters": {"p": index}}).encode())
+    assert len(codec._plans) <= 512
+    assert len(codec._json_plans) <= 512
