@@ -33,6 +33,7 @@ SELECTOR = f"{MANAGED_BY}={FIELD_MANAGER}"
 MAX_LABEL = 63  # of a label's value and of a Service's name (RFC 1123)
 
 PORT_NAME = "http"
+GRPC_PORT_NAME = "grpc"
 PUBLISH = "publish"
 PIPELINE = ("fetch", "convert", "validate", PUBLISH)
 SERVER = "server"

@@ -78,6 +78,11 @@ Duration = Annotated[
         lambda text: re.fullmatch(_DURATION, text) is not None and 1 <= parse_duration(text) <= 86400,
     ),
 ]
+ShortDuration = Annotated[
+    str,
+    Field(max_length=8),
+    matches("[0-9]{1,4}(us|ms)|[0-9]s", "this must be a duration in us, ms or s, below 10s; for example 2ms or 500us"),
+]
 DecimalString = Annotated[
     str,
     Field(min_length=1, max_length=32),

@@ -6,11 +6,24 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from slipway.api.common import ATOMIC, INT64, Conditions, EnvVars, ObjectName, ResourceRequirements, Toleration
+from slipway.api.common import ATOMIC, INT64, Conditions, EnvVars, ObjectName, ResourceRequirements, ShortDuration, Toleration
 from slipway.api.rules import ApiModel, Rule, StatusModel
 from slipway.api.source import ONNX_TARGETS, Conversion, ModelSource, Signature
 
 ObservedFormat = Literal["ONNX", "TorchScript", "PyTorch"]
+
+
+class Batching(ApiModel):
+    """Requests that the server may run together."""
+
+    max_batch_size: int = Field(
+        ge=1, le=4096, description="Samples in one call of the model at most. Example: 32. Sizes that do not pay are not used."
+    )
+    max_delay: ShortDuration = Field(
+        default="0ms",
+        description="How long a request may wait for company while the server is free; one client alone never waits. Example: 2ms. "
+        "Default: 0ms, only what waits anyway goes together.",
+    )
 
 
 class Serving(ApiModel):
@@ -27,6 +40,7 @@ class Serving(ApiModel):
         default=None,
         description="Resources of the server container. Default: none.",
     )
+    batching: Batching | None = Field(default=None, description="Adaptive batching. Default: each request runs by itself.")
     labels: Annotated[tuple[Annotated[str, Field(max_length=256)], ...], Field(max_length=65536, json_schema_extra=ATOMIC)] | None = Field(
         default=None,
         description="Names of the classes, in the order of the last dimension of the output, for /predict. Example: [zero, one]. "

@@ -12,6 +12,7 @@ from slipway.api.common import (
 )
 from slipway.api.modelartifact import ArtifactFailure, CandidateStatus, ModelArtifact, ModelArtifactSpec, ModelArtifactStatus
 from slipway.api.modeldeployment import (
+    Batching,
     DeploymentFailure,
     HistoryEntry,
     ModelDeployment,
@@ -26,6 +27,7 @@ from slipway.api.source import Candidate, Conversion, ModelSource, Signature, Te
 
 __all__ = [
     "ArtifactFailure",
+    "Batching",
     "Candidate",
     "CandidateStatus",
     "ConditionStatus",

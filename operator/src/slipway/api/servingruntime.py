@@ -11,7 +11,7 @@ from slipway.api.modeldeployment import ObservedFormat
 from slipway.api.rules import ApiModel
 
 Words = Annotated[tuple[Annotated[str, Field(max_length=4096)], ...], Field(max_length=64, json_schema_extra=ATOMIC)]
-_PLACEHOLDERS = "{{modelDir}}, {{modelName}}, {{revision}}, {{artifactDigest}} and {{port}} are replaced"
+_PLACEHOLDERS = "{{modelDir}}, {{modelName}}, {{revision}}, {{artifactDigest}}, {{port}} and {{grpcPort}} are replaced"
 
 
 class RuntimeFormat(ApiModel):
@@ -67,6 +67,9 @@ class ServingRuntimeSpec(ApiModel):
     )
     port: int = Field(
         default=8080, ge=1, le=65535, description="Port that the server listens on, for requests, probes and metrics. Default: 8080."
+    )
+    grpc_port: int | None = Field(
+        default=None, ge=1, le=65535, description="Port of the Open Inference Protocol over gRPC. Example: 9000. Default: none."
     )
     probes: Probes = Field(default=Probes(), description="Paths of the probes. Default: those of the Open Inference Protocol v2.")
     metrics: Metrics = Field(default=Metrics(), description="Where the metrics are. Default: /metrics.")

@@ -12,6 +12,7 @@ from slipway.snapshot import Config, Manifest
 
 MODEL_DIR = "/models/artifact"
 DEFAULT_PORT = 8080
+GRPC_PORT = 9000  # of the Services; KServe and Seldon number it so too
 DEFAULT_RESOURCES = {"requests": {"cpu": "100m", "memory": "256Mi"}}
 DEFAULT_PROBES = {"startupPath": "/v2/health/ready", "readinessPath": "/v2/health/ready", "livenessPath": "/v2/health/live"}
 GRACE_SECONDS = 60
@@ -87,7 +88,17 @@ def _service(resource: Manifest, name: str, revision: str, labels: Mapping[str, 
         },
         "spec": {
             "selector": {names.DEPLOYMENT: name_of(resource), names.REVISION: revision},
-            "ports": [{"name": names.PORT_NAME, "port": 80, "targetPort": names.PORT_NAME, "protocol": "TCP"}],
+            "ports": [
+                {"name": names.PORT_NAME, "port": 80, "targetPort": names.PORT_NAME, "protocol": "TCP"},
+                # A runtime without gRPC has no port of this name: the Service then has no endpoints for it, and only for it.
+                {
+                    "name": names.GRPC_PORT_NAME,
+                    "port": GRPC_PORT,
+                    "targetPort": names.GRPC_PORT_NAME,
+                    "protocol": "TCP",
+                    "appProtocol": "kubernetes.io/h2c",
+                },
+            ],
         },
     }
 
@@ -168,20 +179,24 @@ def _pull(artifact: Manifest, config: Config) -> dict[str, Any]:
 
 def _server(resource: Manifest, revision: str, artifact: Manifest, runtime: Manifest, image: str) -> dict[str, Any]:
     serving, spec = resource["spec"].get("serving") or {}, runtime["spec"]
-    port = int(spec.get("port", DEFAULT_PORT))
+    port, grpc_port = int(spec.get("port", DEFAULT_PORT)), int(spec.get("grpcPort") or 0)
+    ports = [{"name": names.PORT_NAME, "containerPort": port, "protocol": "TCP"}]
+    if grpc_port:
+        ports.append({"name": names.GRPC_PORT_NAME, "containerPort": grpc_port, "protocol": "TCP"})
     values = {
         "modelDir": MODEL_DIR,
         "modelName": name_of(resource),
         "revision": revision,
         "artifactDigest": status_of(artifact)["digest"],
         "port": str(port),
+        "grpcPort": str(grpc_port),
     }
     container: dict[str, Any] = {
         "name": names.SERVER,
         "image": image,
         **{key: [_fill(text, values) for text in spec[key]] for key in ("command", "args") if spec.get(key)},
         "env": _server_env(serving, spec, values),
-        "ports": [{"name": names.PORT_NAME, "containerPort": port, "protocol": "TCP"}],
+        "ports": ports,
         "resources": serving.get("resources") or DEFAULT_RESOURCES,
         **_probes(DEFAULT_PROBES | (spec.get("probes") or {})),
         "securityContext": security_context(),
@@ -193,6 +208,9 @@ def _server(resource: Manifest, revision: str, artifact: Manifest, runtime: Mani
 def _server_env(serving: Mapping[str, Any], spec: Mapping[str, Any], values: Mapping[str, str]) -> list[dict[str, Any]]:
     own = [{**item, "value": _fill(item["value"], values)} if "value" in item else dict(item) for item in spec.get("env", ())]
     labels = env({"SLIPWAY_LABELS": json.dumps(serving["labels"])}) if serving.get("labels") else []
+    batching = serving.get("batching") or {}
+    if batching:
+        labels += env({"SLIPWAY_MAX_BATCH_SIZE": str(batching["maxBatchSize"]), "SLIPWAY_MAX_DELAY": batching.get("maxDelay", "0ms")})
     users = list(serving.get("env", ()))
     theirs = {item["name"] for item in users}
     return [item for item in [*own, *labels] if item["name"] not in theirs] + users

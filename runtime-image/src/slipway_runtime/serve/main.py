@@ -35,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--revision", default="unknown", help="the revision, reported in answers and metrics")
     parser.add_argument("--host", default="", help="address to listen on (default: all)")
     parser.add_argument("--port", type=int, default=8080)
+    parser.add_argument("--grpc-port", type=int, default=0, help="port of the protocol over gRPC (default: 0, none)")
     parser.add_argument("--lanes", type=int, default=0, help="worker threads (default: the CPU limit)")
     parser.add_argument("--queue-size", type=int, default=queue.max_requests, help="requests that may wait for a lane; more get 429")
     parser.add_argument("--queue-bytes", type=int, default=queue.max_bytes, help="bytes of bodies that may wait; more get 429")
