@@ -59,9 +59,11 @@ images: ## Builds and pushes the images that changed: build/images.env
 
 ##@ Generate
 .PHONY: generate verify bench clean
-GENERATED := crds charts/slipway/files/crds docs/reference
-generate: setup ## CRDs and reference pages, from the models
+OIP := runtime-image/src/slipway_runtime/serve/oip
+GENERATED := crds charts/slipway/files/crds docs/reference $(OIP).binpb
+generate: setup ## CRDs and reference pages from the models, and the compiled protocol
 	$(V)/python -m slipway.crdgen
+	$(V)/python -m grpc_tools.protoc -I$(dir $(OIP)) --descriptor_set_out=$(OIP).binpb oip.proto
 
 verify: generate ## Fails when a generated file is not what is checked in
 	@git diff --exit-code -- $(GENERATED)

@@ -340,8 +340,12 @@ class App:
 
     # --- information ----------------------------------------------------------------------------------------------
 
+    def server_metadata(self) -> dict[str, object]:
+        """Name, version and extensions of the server."""
+        return {"name": triton.SERVER, "version": version("slipway-runtime"), "extensions": triton.EXTENSIONS}
+
     def _server(self) -> Response:
-        return json_response({"name": triton.SERVER, "version": version("slipway-runtime"), "extensions": triton.EXTENSIONS})
+        return json_response(self.server_metadata())
 
     def is_live(self) -> tuple[bool, str]:
         """Whether the process works, and if not, why."""

@@ -87,7 +87,7 @@ async def _serve(args: argparse.Namespace) -> bool:
     queue = QueueOptions(lanes, max_batch, max_delay, args.queue_size, args.queue_bytes)
     app = AppOptions(args.model_name, args.revision, queue, args.stuck_seconds, is_logging)
     limits = Limits(args.max_body_bytes, header_seconds=args.header_seconds, idle_seconds=args.idle_seconds)
-    return await Server(ServerOptions(args.host, args.port, args.drain_seconds, limits, app), load).run()
+    return await Server(ServerOptions(args.host, args.port, args.grpc_port, args.drain_seconds, limits, app), load).run()
 
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(us|ms|s)")

@@ -10,11 +10,15 @@ import socket
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from slipway_runtime.reasons import Failure
 from slipway_runtime.serve.app import DRAINING, App, AppOptions
 from slipway_runtime.serve.connection import Connection, Hub, Limits
 from slipway_runtime.serve.model import Model
+
+if TYPE_CHECKING:
+    import grpc.aio
 
 log = logging.getLogger(__name__)
 
@@ -26,10 +30,11 @@ FRESH_SECONDS = 1.0
 
 @dataclass(frozen=True, slots=True)
 class ServerOptions:
-    """Where to listen and how long to drain, in seconds."""
+    """Where to listen (`grpc_port` 0: not at all) and how long to drain, in seconds."""
 
     host: str
     port: int
+    grpc_port: int
     drain_seconds: float
     limits: Limits
     app: AppOptions
@@ -64,16 +69,26 @@ class Server:
         duplicate = listener.dup()
         server = await self._loop.create_server(self._connection, sock=listener)
         log.info("listening on port %d", duplicate.getsockname()[1])
+        self._rpc = await self._start_rpc()
         ticker = self._loop.create_task(self._tick())
         threading.Thread(target=self._load_model, name="load", daemon=True).start()
         failure = await self._stop
         if failure is None:
             await self._drain(server, duplicate)
+        elif self._rpc is not None:
+            await self._rpc.stop(0)
         ticker.cancel()
         ended = self._app.close(timeout=1.0) and not self._loading
         if failure is not None:
             raise failure
         return ended
+
+    async def _start_rpc(self) -> grpc.aio.Server | None:
+        if not self._options.grpc_port:
+            return None
+        from slipway_runtime.serve.rpc import start  # noqa: PLC0415 (20 MB that a pod without gRPC does without)
+
+        return await start(self._app, self._options.host, self._options.grpc_port, self._options.limits.max_body_bytes)
 
     def _connection(self) -> Connection:
         return Connection(self._hub, self._loop)
@@ -129,10 +144,12 @@ class Server:
         # Endpoints, kube-proxy and gateways learn of the unready pod only after a while; until then new clients come.
         if self._app.model is not None:
             await asyncio.sleep(self._options.drain_seconds)
+        # gRPC tells its clients to go elsewhere and waits for the calls in flight.
+        rpc_stopped = self._rpc.stop(deadline - self._loop.time()) if self._rpc is not None else asyncio.sleep(0)
         server.close()
         await asyncio.sleep(0.05)
         await self._take_rest(listener)
-        await self._finish(deadline)
+        await asyncio.gather(self._finish(deadline), rpc_stopped)
         log.info("drained: %d connections cut off", len(self._hub.connections))
 
     async def _take_rest(self, listener: socket.socket) -> None:
