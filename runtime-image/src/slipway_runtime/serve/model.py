@@ -164,8 +164,9 @@ def _warm_up_batches(backend: Backend, artifact: Artifact, max_batch: int) -> in
     if not _rows_are_independent(backend, sample, artifact):
         return 1
     seconds: list[tuple[int, float]] = []
-    deadline = time.perf_counter() + WARM_UP_SECONDS
-    for size in batch_sizes(max_batch):
+    sizes = batch_sizes(max_batch)
+    for size in sizes:
+        deadline = time.perf_counter() + WARM_UP_SECONDS / len(sizes)
         inputs = {name: np.repeat(array[:1], size, axis=0) for name, array in sample.items()}
         runs = [_timed(backend, inputs)]
         while len(runs) < WARM_UP_RUNS and time.perf_counter() < deadline:

@@ -1,0 +1,58 @@
+"""What a ModelDeployment's serving part makes of the pod and its Services."""
+
+from __future__ import annotations
+
+import pytest
+
+from slipway.plan.workload import revision_deployment, revision_service, stable_service
+from slipway.snapshot import Config
+from unit.operator.world import model_deployment
+
+ARTIFACT = {"metadata": {"name": "mart-1"}, "status": {"digest": "sha256:1", "format": "ONNX", "repository": "r:5000/a"}}
+
+
+def runtime(**spec):
+    return {"metadata": {"name": "slipway"}, "spec": {"image": "i", "args": ["--grpc-port={{grpcPort}}"], **spec}}
+
+
+def server_of(serving, **spec):
+    deployment = revision_deployment(model_deployment(serving=serving), "digits-1", ARTIFACT, runtime(**spec), CONFIG)
+    return next(c for c in deployment["spec"]["template"]["spec"]["containers"] if c["name"] == "server")
+
+
+CONFIG = Config()
+
+
+@pytest.mark.parametrize(
+    ("batching", "env"),
+    [
+        (None, {}),
+        ({"maxBatchSize": 32}, {"SLIPWAY_MAX_BATCH_SIZE": "32", "SLIPWAY_MAX_DELAY": "0ms"}),
+        ({"maxBatchSize": 8, "maxDelay": "2ms"}, {"SLIPWAY_MAX_BATCH_SIZE": "8", "SLIPWAY_MAX_DELAY": "2ms"}),
+    ],
+)
+def test_batching_reaches_the_server(batching, env):
+    got = {item["name"]: item["value"] for item in server_of({"batching": batching} if batching else {})["env"]}
+    assert {name: value for name, value in got.items() if name.startswith("SLIPWAY_MAX")} == env
+
+
+def test_the_user_s_own_variable_wins():
+    own = {"name": "SLIPWAY_MAX_DELAY", "value": "9ms"}
+    got = server_of({"batching": {"maxBatchSize": 8, "maxDelay": "2ms"}, "env": [own]})["env"]
+    assert [item["value"] for item in got if item["name"] == "SLIPWAY_MAX_DELAY"] == ["9ms"]
+
+
+def test_a_runtime_with_grpc_has_a_second_port():
+    server = server_of({}, grpcPort=9000)
+    assert [(port["name"], port["containerPort"]) for port in server["ports"]] == [("http", 8080), ("grpc", 9000)]
+    assert server["args"] == ["--grpc-port=9000"]
+    without = server_of({})
+    assert [port["name"] for port in without["ports"]] == ["http"]
+    assert without["args"] == ["--grpc-port=0"]
+
+
+@pytest.mark.parametrize("service", [revision_service, stable_service])
+def test_both_services_reach_both_ports(service):
+    ports = service(model_deployment(), "digits-1")["spec"]["ports"]
+    assert [(port["name"], port["port"], port["targetPort"]) for port in ports] == [("http", 80, "http"), ("grpc", 9000, "grpc")]
+    assert ports[1]["appProtocol"] == "kubernetes.io/h2c"
