@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,55 @@ VALIDATE_REPORT = "validate.json"
 SAMPLES = "samples.npz"
 REFERENCE = "reference.npz"
 LABELS = "labels.npz"
+CALIBRATION = "calibration.npz"
+UNAVAILABLE = "TargetUnavailable"
 _MAX_ROW_MESSAGE = 300
 BUILD_KEYS = ("format", "entry", "entrypoint", "arguments", "weights")  # of a row of convert.json, not of the status
 
 
-def wanted_candidates(conversion: Mapping[str, Any], source_format: str) -> list[tuple[str, str]]:
-    """Return (target, precision) of the candidates in order of preference; without any, the default of the source's format."""
+FLOATS = ("Float32", "Float16", "BFloat16")
+INT8 = ("Int8Dynamic", "Int8Static")
+# What each target can be built in; the CRD says the same in CEL (slipway.api.source), and a test keeps the two equal.
+# ONNX has no BFloat16: onnxruntime's CPU kernels lack the type. TorchScript has no int8: its quantizer is no longer kept.
+PRECISIONS: dict[str, tuple[str, ...]] = {
+    "ONNX": ("Float32", "Float16", *INT8),
+    "TorchScript": FLOATS,
+    "ExportedProgram": (*FLOATS, *INT8),
+    "AOTInductor": (*FLOATS, *INT8),
+    "TorchTensorRT": FLOATS,
+    "None": ("Float32",),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A candidate of the spec.
+
+    Attributes:
+        target: a key of PRECISIONS.
+        precision: one of its values.
+        method: of TorchScript, Trace or Script.
+    """
+
+    target: str
+    precision: str = "Float32"
+    method: str = "Trace"
+
+    @property
+    def label(self) -> str:
+        """Return `ONNX`, `ONNX Int8Static` or `TorchScript Script`, for logs and messages."""
+        return " ".join([self.target, *([self.precision] if self.precision != "Float32" else []), *self.extra.values()])
+
+    @property
+    def extra(self) -> dict[str, str]:
+        """Return what a row says beside target and precision."""
+        return {"method": self.method} if self.method != "Trace" else {}
+
+
+def wanted_candidates(conversion: Mapping[str, Any], source_format: str) -> list[Wanted]:
+    """Return the candidates in order of preference; without any, the default of the source's format."""
     rows = conversion.get("candidates") or [{"target": "ONNX" if source_format == "PyTorch" else "None"}]
-    return [(str(row["target"]), str(row.get("precision", "Float32"))) for row in rows]
+    return [Wanted(str(row["target"]), str(row.get("precision") or "Float32"), str(row.get("method") or "Trace")) for row in rows]
 
 
 def candidate_folder(root: Path, number: int, target: str) -> Path:
@@ -35,9 +77,10 @@ def passed_row(target: str, precision: str, reason: str, **numbers: Any) -> dict
 
 
 def failed_row(target: str, precision: str, failure: Failure, **numbers: Any) -> dict[str, Any]:
-    """Return the row of a candidate that failed."""
+    """Return the row of a candidate that failed; Unavailable, when image or node lack what it takes, says nothing about the model."""
     message = shortened(failure.message, _MAX_ROW_MESSAGE)
-    return {"target": target, "precision": precision, "verdict": "Failed", "reason": failure.reason, "message": message, **_shown(numbers)}
+    verdict = "Unavailable" if failure.reason == UNAVAILABLE else "Failed"
+    return {"target": target, "precision": precision, "verdict": verdict, "reason": failure.reason, "message": message, **_shown(numbers)}
 
 
 def summary(rows: list[dict[str, Any]], fallback: str) -> Failure:

@@ -18,7 +18,7 @@ _STEPS = {
     "fetch": "bring the model folder into the Job's pod",
     "convert": "build every candidate",
     "validate": "compare every candidate with the source model",
-    "publish": "push the first candidate that passed",
+    "publish": "push the chosen candidate",
 }
 
 
@@ -37,6 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         logging.getLogger(name).setLevel(logging.WARNING)  # they tell each rewrite of the graph
     if parsed.command == "pull":
         return ended(lambda: import_module("slipway_runtime.pull").run(parsed))
+    if parsed.command == "sample":
+        module = import_module("slipway_runtime.validate.sample")
+        return ended(lambda: module.run(settings_from_environment(), parsed.candidate, parsed.index))
     return ended(lambda: import_module(f"slipway_runtime.{parsed.command}").run(settings_from_environment()))
 
 
@@ -61,6 +64,9 @@ def _parser(arguments: Sequence[str]) -> argparse.Namespace:
     for name, text in _STEPS.items():
         commands.add_parser(name, help=text, description=f"{text}; everything comes from the environment")
     import_module("slipway_runtime.pull").add_arguments(commands.add_parser("pull", help="bring an artifact into a serving pod"))
+    sample = commands.add_parser("sample", help="show what source and candidate make of one sample")
+    if "sample" in arguments[:1]:
+        import_module("slipway_runtime.validate.sample").add_arguments(sample)
     serve = commands.add_parser("serve", help="serve an artifact over HTTP")
     if "serve" in arguments[:1]:
         import_module("slipway_runtime.serve.main").add_arguments(serve)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from importlib import metadata
 from typing import Any
 
-_TOOLS = ("slipway-runtime", "torch", "onnx", "onnxscript", "onnxruntime", "numpy", "safetensors")
+_TOOLS = ("slipway-runtime", "torch", "onnx", "onnxscript", "onnxruntime", "numpy", "safetensors", "torchao", "torch_tensorrt")
 
 
 def tool_versions() -> dict[str, str]:

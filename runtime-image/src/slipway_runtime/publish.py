@@ -103,6 +103,8 @@ def _config(settings: Settings, fetched: dict[str, Any], report: dict[str, Any],
         "source": {"uri": settings.model["uri"], "digest": fetched["sourceDigest"]},
         "contentKey": fetched["contentKey"],
         "tools": fetched["tools"],
+        "data": fetched.get("data") or {},
+        "choice": report["choice"],
         "candidates": report["candidates"],
     } | built
 

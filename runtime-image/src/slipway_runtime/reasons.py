@@ -35,6 +35,7 @@ EXIT_CODES: dict[str, int] = {
     "ConversionFailed": 29,
     "UnsupportedConversion": 30,
     "SignatureMissing": 31,
+    "TargetUnavailable": 32,
     "ParityFailed": 40,
     "NonFiniteOutputs": 41,
     "ValidationFailed": 42,
@@ -113,6 +114,10 @@ def _shrunk(value: dict[str, Any]) -> bytes:
         if _fits(value):
             break
         value = step(value)
+    for keys in _ROW_DETAILS:
+        if _fits(value):
+            break
+        value = _slim_rows(keys)({key: item for key, item in value.items() if key != "tools"})
     while not _fits(value):
         droppable = [key for key in ("tools", "signature", "candidates") if key in value]
         if not droppable:
@@ -120,6 +125,21 @@ def _shrunk(value: dict[str, Any]) -> bytes:
             break
         value = {key: item for key, item in value.items() if key != droppable[0]}
     return _encoded(value)
+
+
+# What rows lose first when eight of them do not fit; the artifact's config blob keeps all of it.
+_ROW_DETAILS = (("seconds",), ("message",), ("maxRelativeError", "cosine", "peakMemory", "loadSeconds"))
+
+
+def _slim_rows(keys: tuple[str, ...]) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    def slim(value: dict[str, Any]) -> dict[str, Any]:
+        rows = [
+            {key: item for key, item in row.items() if key not in keys or (key == "message" and row.get("verdict") != "Passed")}
+            for row in value.get("candidates", [])
+        ]
+        return value | ({"candidates": rows} if rows else {})
+
+    return slim
 
 
 def shortened(text: str, limit: int) -> str:

@@ -69,6 +69,11 @@ class Settings:
         return self.work / "source" / ".validation"
 
     @property
+    def calibration_folder(self) -> Path:
+        """The folder of the downloaded calibration data."""
+        return self.work / "source" / ".calibration"
+
+    @property
     def cached(self) -> Path:
         """The marker that the artifact exists already."""
         return self.work / "source" / ".cached"

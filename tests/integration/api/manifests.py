@@ -31,6 +31,11 @@ def tensors(*inputs: Spec, outputs: tuple[Spec, ...] = (OUTPUT,)) -> Spec:
     return deployment(signature={"inputs": list(inputs), "outputs": list(outputs)})
 
 
+def candidate(**fields: Any) -> Spec:
+    """A ModelDeployment with this candidate, and calibration."""
+    return deployment(conversion={"candidates": [fields], "calibration": {"uri": "https://host/calibration.npz"}})
+
+
 def validation(**fields: Any) -> Spec:
     """A ModelDeployment with this parity gate."""
     return deployment(conversion={"validation": fields})
@@ -63,7 +68,8 @@ ENTRYPOINT = "an entrypoint is module:callable, with the module in the model fol
 PYTORCH_ONLY = "entrypoint and arguments are for PyTorch models; remove them, or set format to PyTorch"
 DIMENSION = "a dimension is a positive integer or, when it varies, a name; for example 8 or batch"
 INSIDE = "this must be a path inside the model folder, without a leading / and without ..; for example weights.safetensors"
-TARGETS = "an ONNX source is served as it is; write {target: None} in conversion.candidates, or leave them out"
+TARGETS = "an ONNX source is served as it is, or in another precision; its targets are None and ONNX"
+PRECISIONS = "this target is not built in this precision; ONNX: Float32, Float16, Int8Dynamic, Int8Static; ExportedProgram and AOTInductor"
 DECIMAL = 'this must be a decimal number, not negative, written as a string; for example "1e-3" or "0.001"'
 DURATION = "a duration is from 1s to 24h, in whole h, m and s, in this order; for example 10m, 90s or 1h30m"
 QUANTITY = "this must be a quantity, not negative; for example 500m, 2 or 4Gi"
@@ -155,6 +161,41 @@ INVALID: list[tuple[str, Spec, str]] = [
         deployment(conversion={"candidates": [{"target": "ONNX"}, {"target": "ONNX", "precision": "Float32"}]}),
         "two candidates are the same; remove one of them",
     ),
+    *[
+        (
+            f"{target} in {precision}",
+            candidate(target=target, precision=precision),
+            PRECISIONS,
+        )
+        for target, precision in (
+            ("ONNX", "BFloat16"),
+            ("TorchScript", "Int8Dynamic"),
+            ("TorchScript", "Int8Static"),
+            ("TorchTensorRT", "Int8Static"),
+            ("None", "Float16"),
+        )
+    ],
+    (
+        "a method of ONNX",
+        candidate(target="ONNX", method="Trace"),
+        "method is how TorchScript is made",
+    ),
+    (
+        "Int8Static without calibration",
+        deployment(conversion={"candidates": [{"target": "ONNX"}, {"target": "ONNX", "precision": "Int8Static"}]}),
+        "Int8Static needs conversion.calibration.uri, an .npz of inputs; or take Int8Dynamic, which needs none",
+    ),
+    (
+        "calibration from nowhere",
+        deployment(conversion={"calibration": {"uri": "ftp://host/a.npz"}}),
+        "the URI must have the form of one in spec.model.uri",
+    ),
+    (
+        "calibration method of nobody",
+        deployment(conversion={"calibration": {"uri": "https://host/a.npz", "method": "Guess"}}),
+        'Unsupported value: "Guess"',
+    ),
+    ("objective", deployment(conversion={"objective": "Beauty"}), 'spec.conversion.objective: Unsupported value: "Beauty"'),
     ("no candidate", deployment(conversion={"candidates": []}), "spec.conversion.candidates in body should have at least 1 items"),
     (
         "ONNX to TorchScript",
@@ -208,8 +249,8 @@ INVALID: list[tuple[str, Spec, str]] = [
     ("unknown nested field", serving(replica=2), 'unknown field "spec.serving.replica"'),
     ("artifact without image", resource("ModelArtifact", {"model": {"uri": OCI}}), "spec.converterImage: Required value"),
     (
-        "artifact from ONNX to ONNX",
-        artifact(model={"uri": OCI, "format": "ONNX"}, conversion={"candidates": [{"target": "ONNX"}]}),
+        "artifact from ONNX to AOTInductor",
+        artifact(model={"uri": OCI, "format": "ONNX"}, conversion={"candidates": [{"target": "AOTInductor"}]}),
         TARGETS,
     ),
     ("image with a scheme", runtime(image="https://ghcr.io/slipway"), IMAGE_RULE),
@@ -237,7 +278,15 @@ FULL_SERVING = {
     "priorityClassName": "high",
 }
 FULL_CONVERSION = {
-    "candidates": [{"target": "ONNX", "precision": "Float32"}, {"target": "TorchScript"}, {"target": "None"}],
+    "candidates": [
+        {"target": "ONNX", "precision": "Int8Static"},
+        {"target": "TorchScript"},
+        {"target": "TorchScript", "method": "Script"},
+        {"target": "AOTInductor", "precision": "BFloat16"},
+        {"target": "None"},
+    ],
+    "objective": "Throughput",
+    "calibration": {"uri": f"oci://registry:5000/data/digits@sha256:{'b' * 64}", "samples": 50, "method": "Entropy"},
     "validation": {"data": {"uri": "https://host/golden.npz"}, "samples": 200, "maxAbsoluteError": "0.0005", "minAccuracyPercent": 95},
     "timeout": "1h30m",
     "resources": {"limits": {"memory": "4Gi"}},
@@ -261,6 +310,13 @@ VALID: list[tuple[str, Spec]] = [
     ("pvc", model(uri="pvc://models/a/..b/c")),
     ("pvc, whole", model(uri="pvc://models")),
     ("ONNX", deployment(model={"uri": "https://host/m.onnx", "format": "ONNX"}, conversion={"candidates": [{"target": "None"}]})),
+    (
+        "ONNX in int8",
+        deployment(
+            model={"uri": "https://host/m.onnx", "format": "ONNX"},
+            conversion={"candidates": [{"target": "ONNX", "precision": "Int8Dynamic"}]},
+        ),
+    ),
     ("timeout in seconds", deployment(conversion={"timeout": "90s"})),
     ("golden data in a volume", validation(data={"uri": "pvc://data/..a/golden.npz"})),
     ("golden data in a registry", validation(data={"uri": f"oci://h:5000/golden:v1@sha256:{'a' * 64}"})),

@@ -61,7 +61,7 @@ def test_defaults(apiserver: ApiServer) -> None:
     assert spec["conversion"] == {
         "candidates": [{"target": "ONNX", "precision": "Float32"}],
         "timeout": "10m",
-        "validation": {"samples": 64, "maxAbsoluteError": "1e-3", "minTop1AgreementPercent": 99},
+        "validation": {"samples": 64, "minTop1AgreementPercent": 99},
     }
 
 
@@ -92,7 +92,14 @@ def test_a_whole_status_is_kept(apiserver: ApiServer) -> None:
         "target": "ONNX",
         "verdict": "Passed",
         "maxAbsoluteError": "2.4e-07",
+        "maxRelativeError": "0.0001",
+        "cosine": "0.99999",
         "top1AgreementPercent": 100,
+        "latencyP50": "0.21ms",
+        "latencyP99": "0.4ms",
+        "throughput": "5120",
+        "loadSeconds": "0.04",
+        "peakMemory": "143Mi",
         "sizeBytes": 2**40,
         "seconds": "1.5",
     }

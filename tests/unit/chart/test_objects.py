@@ -117,6 +117,8 @@ def test_images_are_used_where_they_belong() -> None:
         "ONNX": None,
         "TorchScript": "t:1",
         "PyTorch": "t:1",
+        "ExportedProgram": "t:1",
+        "AOTInductor": "t:1",
     }
     assert {entry["priority"] for entry in runtime["spec"]["formats"]} == {10}
 

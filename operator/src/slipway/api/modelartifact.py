@@ -42,20 +42,33 @@ class ModelArtifactSpec(ApiModel):
 class CandidateStatus(StatusModel):
     """How one candidate did. Numbers that are not whole are strings; what was not measured is absent."""
 
-    target: str = Field(description="ONNX, TorchScript or None.")
+    target: str = Field(description="As in the spec. Example: ONNX.")
     precision: str = Field(default="Float32", description="Precision that was built. Example: Float32.")
-    verdict: Literal["Passed", "Failed", "Skipped"] = Field(description="Passed, Failed, or Skipped when an earlier candidate had passed.")
+    method: str | None = Field(default=None, description="Script, when TorchScript was not traced.")
+    verdict: Literal["Passed", "Failed", "Skipped", "Unavailable"] = Field(
+        description="Passed, Failed, Skipped, or Unavailable when image or node lack what it takes."
+    )
     reason: str | None = Field(default=None, description="Why it failed. Example: ParityFailed.")
     message: str | None = Field(default=None, description="Why it failed, as a sentence.")
     max_absolute_error: Measured | None = Field(
         default=None, description='Largest difference of any output value. A decimal string, for example "2.4e-7".'
     )
+    max_relative_error: Measured | None = Field(
+        default=None, description="Largest difference relative to the source's value, or to 10 % of the largest where that is more."
+    )
+    cosine: Measured | None = Field(default=None, description='Cosine of its outputs with those of the source. Example: "0.9998".')
+    worst_sample: int | None = Field(default=None, description="Index of the sample with the largest difference, when it failed.")
     top1_agreement_percent: Measured | None = Field(
         default=None, description='Samples whose largest output is at the same place, in percent. Example: "100".'
     )
     accuracy_percent: Measured | None = Field(
         default=None, description='Samples that it got right, in percent; only with labels. Example: "97.5".'
     )
+    latency_p50: str | None = Field(default=None, description="Median time of one sample. Example: 0.21ms.")
+    latency_p99: str | None = Field(default=None, description="99th percentile of the time of one sample. Example: 0.35ms.")
+    throughput: Measured | None = Field(default=None, description='Samples a second at the best batch size. Example: "5120".')
+    load_seconds: Measured | None = Field(default=None, description='Seconds to load it. Example: "0.04".')
+    peak_memory: str | None = Field(default=None, description="Most memory of its process. Example: 143Mi.")
     size_bytes: int | None = Field(default=None, json_schema_extra=INT64, description="Size of its files in bytes. Example: 148213.")
     seconds: Measured | None = Field(default=None, description='How long it took to build and check, in seconds. Example: "12.4".')
 
@@ -85,7 +98,7 @@ class ModelArtifactStatus(StatusModel):
     repository: str | None = Field(
         default=None, description="Repository it is in. Example: slipway-registry.slipway-system:5000/artifacts/default."
     )
-    format: ObservedFormat | None = Field(default=None, description="Format of the chosen candidate: ONNX, TorchScript or PyTorch.")
+    format: ObservedFormat | None = Field(default=None, description="Format of the chosen candidate. Example: ONNX.")
     precision: str | None = Field(default=None, description="Precision of the chosen candidate. Example: Float32.")
     size_bytes: int | None = Field(default=None, json_schema_extra=INT64, description="Size of the artifact in bytes. Example: 148213.")
     candidates: Annotated[tuple[CandidateStatus, ...], Field(json_schema_extra=ATOMIC)] = Field(

@@ -10,7 +10,7 @@ from slipway.api.common import ATOMIC, INT64, Conditions, EnvVars, ObjectName, R
 from slipway.api.rules import ApiModel, Rule, StatusModel
 from slipway.api.source import ONNX_TARGETS, Conversion, ModelSource, Signature
 
-ObservedFormat = Literal["ONNX", "TorchScript", "PyTorch"]
+ObservedFormat = Literal["ONNX", "TorchScript", "PyTorch", "ExportedProgram", "AOTInductor", "TorchTensorRT"]
 
 
 class Batching(ApiModel):

@@ -23,11 +23,12 @@ from slipway.api.modeldeployment import (
     Serving,
 )
 from slipway.api.servingruntime import Metrics, Probes, RuntimeFormat, ServingRuntime, ServingRuntimeSpec
-from slipway.api.source import Candidate, Conversion, ModelSource, Signature, TensorSpec, Validation, ValidationData
+from slipway.api.source import Calibration, Candidate, Conversion, ModelSource, Signature, TensorSpec, Validation, ValidationData
 
 __all__ = [
     "ArtifactFailure",
     "Batching",
+    "Calibration",
     "Candidate",
     "CandidateStatus",
     "ConditionStatus",

@@ -34,6 +34,7 @@ class Reason(StrEnum):
     CONVERSION_FAILED = "ConversionFailed"
     UNSUPPORTED_CONVERSION = "UnsupportedConversion"
     SIGNATURE_MISSING = "SignatureMissing"
+    TARGET_UNAVAILABLE = "TargetUnavailable"
     PARITY_FAILED = "ParityFailed"
     NON_FINITE_OUTPUTS = "NonFiniteOutputs"
     VALIDATION_FAILED = "ValidationFailed"
@@ -207,7 +208,7 @@ _FOUND_BY_CONTAINERS: dict[Reason, ReasonDoc] = {
     R.UNSUPPORTED_CONVERSION: ReasonDoc(
         "This source cannot be converted to this target.",
         "For example, an ONNX source with the target TorchScript.",
-        "Choose a target that the source format supports; an ONNX source has only None.",
+        "Choose a target that the source format supports; an ONNX source has None and ONNX.",
         exit_code=30,
     ),
     R.SIGNATURE_MISSING: ReasonDoc(
@@ -215,6 +216,12 @@ _FOUND_BY_CONTAINERS: dict[Reason, ReasonDoc] = {
         "PyTorch code does not say what inputs it takes.",
         "Add spec.signature, or signature to model.yaml.",
         exit_code=31,
+    ),
+    R.TARGET_UNAVAILABLE: ReasonDoc(
+        "The converter lacks what this target needs.",
+        "TorchTensorRT needs the package torch_tensorrt and a GPU; AOTInductor needs a C++ compiler.",
+        "Choose another target, or set the converter image of the chart to one that has it and convert on a node with the GPU.",
+        exit_code=32,
     ),
     R.PARITY_FAILED: ReasonDoc(
         "The converted model does not answer like its source.",

@@ -17,7 +17,7 @@ _PLACEHOLDERS = "{{modelDir}}, {{modelName}}, {{revision}}, {{artifactDigest}}, 
 class RuntimeFormat(ApiModel):
     """A format that the server can load."""
 
-    name: ObservedFormat = Field(description="ONNX, TorchScript or PyTorch; unique in the list.")
+    name: ObservedFormat = Field(description="Name of the format; unique in the list.")
     priority: int = Field(
         default=0,
         ge=0,

@@ -22,8 +22,17 @@ from slipway.api.common import (
 from slipway.api.rules import ApiModel, Rule, matches
 
 ModelFormat = Literal["PyTorch", "ONNX"]
-Target = Literal["ONNX", "TorchScript", "None"]
-Precision = Literal["Float32"]
+Target = Literal["ONNX", "TorchScript", "ExportedProgram", "AOTInductor", "TorchTensorRT", "None"]
+Precision = Literal["Float32", "Float16", "BFloat16", "Int8Dynamic", "Int8Static"]
+# Which precisions a target can be built in; slipway_runtime.candidates.PRECISIONS is the converter's list, and a test keeps the two equal.
+PRECISIONS: dict[str, tuple[str, ...]] = {
+    "ONNX": ("Float32", "Float16", "Int8Dynamic", "Int8Static"),
+    "TorchScript": ("Float32", "Float16", "BFloat16"),
+    "ExportedProgram": ("Float32", "Float16", "BFloat16", "Int8Dynamic", "Int8Static"),
+    "AOTInductor": ("Float32", "Float16", "BFloat16", "Int8Dynamic", "Int8Static"),
+    "TorchTensorRT": ("Float32", "Float16", "BFloat16"),
+    "None": ("Float32",),
+}
 DType = Literal["bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64", "float16", "float32", "float64"]
 
 _IDENTIFIER = "[A-Za-z_][A-Za-z0-9_]*"
@@ -234,12 +243,32 @@ class Signature(ApiModel):
 class Candidate(ApiModel):
     """One form that the model may be served in."""
 
+    rules = (
+        Rule(
+            "!has(self.precision) || self.precision == 'Float32' || (self.target == 'ONNX' && self.precision != 'BFloat16') || "
+            "self.target in ['ExportedProgram', 'AOTInductor'] || "
+            "(self.target in ['TorchScript', 'TorchTensorRT'] && self.precision in ['Float16', 'BFloat16'])",
+            "this target is not built in this precision; ONNX: Float32, Float16, Int8Dynamic, Int8Static; ExportedProgram and AOTInductor: "
+            "all five; TorchScript and TorchTensorRT: Float32, Float16, BFloat16; None: Float32",
+            lambda candidate: candidate.precision in PRECISIONS[candidate.target],
+        ),
+        Rule(
+            "!has(self.method) || self.target == 'TorchScript'",
+            "method is how TorchScript is made; remove it, or set target to TorchScript",
+            lambda candidate: candidate.method is None or candidate.target == "TorchScript",
+        ),
+    )
+
     target: Target = Field(
-        description="ONNX (onnxruntime), TorchScript, or None to serve the source as it is (ONNX, or PyTorch eager). An ONNX source "
-        "has only None."
+        description="ONNX, TorchScript, ExportedProgram, AOTInductor, TorchTensorRT, or None to serve the source as it is. An ONNX source "
+        "has None and ONNX."
     )
     precision: Precision = Field(
-        default="Float32", description="Precision of the weights and of the computation. Only Float32 for now. Default: Float32."
+        default="Float32",
+        description="Of weights and computation: Float32, Float16, BFloat16, Int8Dynamic or Int8Static. Default: Float32.",
+    )
+    method: Literal["Trace", "Script"] | None = Field(
+        default=None, description="TorchScript only: Trace, or Script where control flow depends on values. Default: Trace."
     )
 
 
@@ -272,9 +301,10 @@ class Validation(ApiModel):
         "the signature.",
     )
     samples: int = Field(default=64, ge=1, le=10000, description="How many samples are compared. A count, for example 200. Default: 64.")
-    max_absolute_error: DecimalString = Field(
-        default="1e-3",
-        description='The largest difference of any output value that passes, as a decimal string. Example: "1e-4". Default: "1e-3".',
+    max_absolute_error: DecimalString | None = Field(
+        default=None,
+        description='The largest difference of any output value that passes. Example: "1e-4". Default: "1e-3"; 1 % of the largest output '
+        "for Float16, 5 % for BFloat16, 10 % for Int8, with a cosine of 0.99.",
     )
     min_top1_agreement_percent: Percent = Field(
         default=99,
@@ -287,14 +317,43 @@ class Validation(ApiModel):
     )
 
 
+class Calibration(ApiModel):
+    """Inputs that Int8Static takes the ranges of activations from."""
+
+    uri: DataUri = Field(description="An .npz file, or a folder with one, of inputs. Example: https://host/calibration.npz.")
+    samples: int = Field(default=200, ge=1, le=10000, description="How many samples are used. Default: 200.")
+    method: Literal["MinMax", "Entropy", "Percentile"] = Field(
+        default="MinMax", description="How outliers are clipped: MinMax (not at all), Entropy or Percentile. Default: MinMax."
+    )
+
+
+def _has_calibration(conversion: Conversion) -> bool:
+    wanted = conversion.candidates or ()
+    return conversion.calibration is not None or all(candidate.precision != "Int8Static" for candidate in wanted)
+
+
 class Conversion(ApiModel):
     """How the model is converted and what the result must satisfy."""
 
+    rules = (
+        Rule(
+            "has(self.calibration) || !has(self.candidates) || self.candidates.all(c, !has(c.precision) || c.precision != 'Int8Static')",
+            "Int8Static needs conversion.calibration.uri, an .npz of inputs; or take Int8Dynamic, which needs none",
+            _has_calibration,
+        ),
+    )
+
     candidates: Candidates | None = Field(
         default=None,
-        description="Forms to try, in order of preference: the first that passes validation is served. "
-        "Example: [{target: ONNX}, {target: TorchScript}]. Default: [{target: ONNX}] for PyTorch, [{target: None}] for ONNX.",
+        description="Forms to try, in order of preference: without objective, the first that passes validation is served. "
+        "Example: [{target: ONNX}, {target: AOTInductor}]. Default: [{target: ONNX}] for PyTorch, [{target: None}] for ONNX.",
     )
+    objective: Literal["Latency", "Throughput", "Size"] | None = Field(
+        default=None,
+        description="Picks among the candidates that pass: Latency (p50 of one sample), Throughput or Size; near ties go to the simpler "
+        "format. Default: the first that passes.",
+    )
+    calibration: Calibration | None = Field(default=None, description="Data for Int8Static. Default: none.")
     validation: Validation | None = Field(
         default=None, description="The parity gate. Default: 64 seeded random samples, maxAbsoluteError 1e-3."
     )
@@ -308,14 +367,14 @@ class Conversion(ApiModel):
 
 
 def has_supported_targets(spec: Any) -> bool:
-    """Whether an ONNX source, if it is one, asks for nothing but to be served as it is."""
+    """Whether an ONNX source, if it is one, asks for nothing but ONNX."""
     candidates = (spec.conversion and spec.conversion.candidates) or ()
-    return not _is_onnx(spec.model) or all(candidate.target == "None" for candidate in candidates)
+    return not _is_onnx(spec.model) or all(candidate.target in {"None", "ONNX"} for candidate in candidates)
 
 
 ONNX_TARGETS = Rule(
     "!(has(self.model.format) && self.model.format == 'ONNX' && has(self.conversion) && has(self.conversion.candidates)) || "
-    "self.conversion.candidates.all(c, c.target == 'None')",
-    "an ONNX source is served as it is; write {target: None} in conversion.candidates, or leave them out",
+    "self.conversion.candidates.all(c, c.target in ['None', 'ONNX'])",
+    "an ONNX source is served as it is, or in another precision; its targets are None and ONNX",
     has_supported_targets,
 )

@@ -29,6 +29,8 @@ SHIPPED_RUNTIME: Manifest = {
         "formats": [
             {"name": "ONNX"},
             {"name": "TorchScript", "image": "slipway-runtime-torch"},
+            {"name": "ExportedProgram", "image": "slipway-runtime-torch"},
+            {"name": "AOTInductor", "image": "slipway-runtime-torch"},
             {"name": "PyTorch", "image": "slipway-runtime-torch"},
         ],
         "command": ["slipway-runtime"],

@@ -13,7 +13,11 @@ from typing import Any
 from slipway_runtime.artifact import Signature
 from slipway_runtime.candidates import (
     BUILD_KEYS,
+    CALIBRATION,
     CONVERT_REPORT,
+    PRECISIONS,
+    SAMPLES,
+    Wanted,
     candidate_folder,
     failed_row,
     passed_row,
@@ -26,14 +30,16 @@ from slipway_runtime.reasons import Failure, write_termination
 from slipway_runtime.sandbox import Limits, deny_sockets, run_limited
 from slipway_runtime.settings import Settings, log, step, write_json
 
-# (source format, target) -> module with build(job) -> dict; imported in the process that needs it
-_BUILDERS = {
-    ("PyTorch", "ONNX"): "slipway_runtime.convert.onnx_target",
-    ("PyTorch", "TorchScript"): "slipway_runtime.convert.torchscript_target",
-    ("PyTorch", "None"): "slipway_runtime.convert.none_target",
-    ("ONNX", "None"): "slipway_runtime.convert.none_target",
-    ("ONNX", "ONNX"): "slipway_runtime.convert.none_target",
+# target -> module with build(job) -> dict, for sources of torch; imported in the process that needs it
+_FROM_TORCH = {
+    "ONNX": "slipway_runtime.convert.onnx_target",
+    "TorchScript": "slipway_runtime.convert.torchscript_target",
+    "ExportedProgram": "slipway_runtime.convert.exported_target",
+    "AOTInductor": "slipway_runtime.convert.aotinductor_target",
+    "TorchTensorRT": "slipway_runtime.convert.tensorrt_target",
+    "None": "slipway_runtime.convert.none_target",
 }
+_FROM_ONNX = {"None": "slipway_runtime.convert.none_target", "ONNX": "slipway_runtime.convert.onnx_source_target"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +52,9 @@ class Job:
         signature: declared, or derived from an ONNX model.
         samples: npz of input batches.
         output: an empty folder for the candidate's files.
+        wanted: precision and method.
+        calibration: npz of batches for Int8Static, absent without spec.conversion.calibration.
+        calibration_method: MinMax, Entropy or Percentile.
     """
 
     source: Path
@@ -53,6 +62,9 @@ class Job:
     signature: Signature
     samples: Path
     output: Path
+    wanted: Wanted
+    calibration: Path
+    calibration_method: str
 
 
 def run(settings: Settings) -> None:
@@ -75,7 +87,7 @@ def run(settings: Settings) -> None:
     signature = _reference(settings, model, limits)
     rows = [_row(settings, model, signature, limits, number) for number in range(len(wanted))]
     write_json(settings.candidates / CONVERT_REPORT, {"candidates": rows, "signature": signature.to_json(), "format": model.format})
-    if all(row["verdict"] == "Failed" for row in rows):
+    if all(row["verdict"] != "Passed" for row in rows):
         raise summary(rows, "ConversionFailed")
     built = sum(row["verdict"] == "Passed" for row in rows)
     shown = [{key: value for key, value in row.items() if key not in BUILD_KEYS} for row in rows]
@@ -98,30 +110,41 @@ def _reference(settings: Settings, model: Model, limits: Limits) -> Signature:
 
 
 def _row(settings: Settings, model: Model, signature: Signature, limits: Limits, number: int) -> dict[str, Any]:
-    target, precision = wanted_candidates(settings.conversion, model.format)[number]
-    output = candidate_folder(settings.candidates, number, target)
+    wanted = wanted_candidates(settings.conversion, model.format)[number]
+    output = candidate_folder(settings.candidates, number, wanted.target)
     output.mkdir()
-    job = Job(settings.folder, model, signature, settings.candidates / "samples.npz", output)
     start = time.monotonic()
     try:
-        builder = _builder(model.format, target, precision)
-        result = run_limited(f"the {target} candidate", partial(_build, builder, job), limits)
+        builder = _builder(model.format, wanted)
+        task = partial(_build, builder, _job(settings, model, signature, wanted, output))
+        result = run_limited(f"the {wanted.label} candidate", task, limits)
     except Failure as failure:
-        log.error("candidate %d, %s: %s (%.1f s)", number, target, failure, time.monotonic() - start)
+        log.error("candidate %d, %s: %s (%.1f s)", number, wanted.label, failure, time.monotonic() - start)
         shutil.rmtree(output)
-        return failed_row(target, precision, failure, seconds=round(time.monotonic() - start, 1))
+        return failed_row(wanted.target, wanted.precision, failure, seconds=round(time.monotonic() - start, 1)) | wanted.extra
     size = tree_size(output)
-    log.info("candidate %d, %s: %d bytes, peak memory %d MiB (%.1f s)", number, target, size, result.peak_bytes >> 20, result.seconds)
-    return passed_row(target, precision, "Converted", sizeBytes=size, seconds=round(result.seconds, 1)) | result.value
+    log.info("candidate %d, %s: %d bytes, peak memory %d MiB (%.1f s)", number, wanted.label, size, result.peak_bytes >> 20, result.seconds)
+    row = passed_row(wanted.target, wanted.precision, "Converted", sizeBytes=size, seconds=round(result.seconds, 1))
+    return row | wanted.extra | result.value
+
+
+def _job(settings: Settings, model: Model, signature: Signature, wanted: Wanted, output: Path) -> Job:
+    method = str((settings.conversion.get("calibration") or {}).get("method") or "MinMax")
+    folder = settings.candidates
+    return Job(settings.folder, model, signature, folder / SAMPLES, output, wanted, folder / CALIBRATION, method)
 
 
 def _build(builder: str, job: Job) -> dict[str, Any]:
     return dict(import_module(builder).build(job))
 
 
-def _builder(source_format: str, target: str, precision: str) -> str:
-    if precision != "Float32":
-        raise Failure("UnsupportedConversion", f"precision {precision} is not available; Float32 is")
-    if (source_format, target) not in _BUILDERS:
-        raise Failure("UnsupportedConversion", f"a {source_format} model cannot be converted to {target}")
-    return _BUILDERS[source_format, target]
+def _builder(source_format: str, wanted: Wanted) -> str:
+    builders = _FROM_ONNX if source_format == "ONNX" else _FROM_TORCH
+    if wanted.target not in builders:
+        raise Failure(
+            "UnsupportedConversion", f"a {source_format} model cannot be converted to {wanted.target}; {', '.join(builders)} can be made"
+        )
+    if wanted.precision not in PRECISIONS[wanted.target]:
+        known = ", ".join(PRECISIONS[wanted.target])
+        raise Failure("UnsupportedConversion", f"{wanted.target} is not built in {wanted.precision}; its precisions are {known}")
+    return builders[wanted.target]

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 
 from slipway_runtime.artifact import Signature
-from slipway_runtime.candidates import LABELS, SAMPLES
+from slipway_runtime.candidates import CALIBRATION, LABELS, SAMPLES
 from slipway_runtime.modelfile import Model
 from slipway_runtime.reasons import Failure
 from slipway_runtime.samples import DEFAULT_SAMPLES, Samples, data_samples, random_samples, write_batches
 from slipway_runtime.settings import Settings
 
+DEFAULT_CALIBRATION_SAMPLES = 200
+
 
 def make_samples(settings: Settings, model: Model, signature: Signature) -> Samples:
-    """Return the samples, and write them for the candidates and for validate.
+    """Return the samples, and write them, and the calibration data, for the candidates and for validate.
 
     Raises:
         Failure: ValidationFailed when the data does not fit.
@@ -21,14 +25,28 @@ def make_samples(settings: Settings, model: Model, signature: Signature) -> Samp
     count = int(settings.validation.get("samples") or DEFAULT_SAMPLES)
     path = None
     if (settings.validation.get("data") or {}).get("uri"):
-        found = sorted(settings.validation_folder.rglob("*.npz"))
-        if len(found) != 1:
-            raise Failure("ValidationFailed", f"spec.conversion.validation.data.uri holds {len(found)} .npz files, wanted one")
-        path = found[0]
+        path = _only_npz(settings.validation_folder, "spec.conversion.validation.data.uri")
     elif model.validation_data:
         path = settings.folder / model.validation_data
     samples = data_samples(path, signature, count) if path else random_samples(signature, count)
     write_batches(settings.candidates / SAMPLES, samples.batches)
     if samples.labels is not None:
         np.savez(settings.candidates / LABELS, labels=samples.labels)
+    _write_calibration(settings, signature)
     return samples
+
+
+def _write_calibration(settings: Settings, signature: Signature) -> None:
+    calibration = settings.conversion.get("calibration") or {}
+    if not calibration:
+        return
+    path = _only_npz(settings.calibration_folder, "spec.conversion.calibration.uri")
+    data = data_samples(path, signature, int(calibration.get("samples") or DEFAULT_CALIBRATION_SAMPLES))
+    write_batches(settings.candidates / CALIBRATION, data.batches)
+
+
+def _only_npz(folder: Path, field: str) -> Path:
+    found = sorted(folder.rglob("*.npz"))
+    if len(found) != 1:
+        raise Failure("ValidationFailed", f"{field} holds {len(found)} .npz files, wanted one")
+    return found[0]

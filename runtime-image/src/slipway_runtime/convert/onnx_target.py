@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import re
 import traceback
@@ -15,6 +16,7 @@ from slipway_runtime.artifact import Signature
 from slipway_runtime.convert import Job
 from slipway_runtime.convert.eager import flattened, source_module, tensors
 from slipway_runtime.convert.onnx_files import checked_model
+from slipway_runtime.convert.onnx_precision import reduce
 from slipway_runtime.model_source import place_in
 from slipway_runtime.reasons import Failure, first_line, is_out_of_memory
 from slipway_runtime.samples import read_batches
@@ -34,8 +36,8 @@ def build(job: Job) -> dict[str, Any]:
     module = source_module(job.source, job.model)
     example = tensors(read_batches(job.samples)[-1], job.signature)  # the last batch: of more than one sample, as 1 would be frozen
     module = flattened(module, example, job.signature)
-    shapes = dynamic_shapes(job.signature)
-    options: dict[str, Any] = {"dynamic_shapes": (shapes,) if type(module).__name__ == "Flat" else shapes} if any(shapes) else {}
+    shapes = shape_argument(module, job.signature)
+    options: dict[str, Any] = {"dynamic_shapes": shapes} if shapes else {}
     size = sum(tensor.numel() * tensor.element_size() for tensor in module.state_dict().values())
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     try:
@@ -45,7 +47,8 @@ def build(job: Job) -> dict[str, Any]:
     except Exception as error:
         if is_out_of_memory(error):
             raise
-        raise _finding(error, job.source) from error
+        raise export_finding(error, job.source, "torch.onnx") from error
+    reduce(job, _ENTRY)
     checked_model(job.output, _ENTRY)
     return {"format": "ONNX", "entry": _ENTRY}
 
@@ -69,7 +72,17 @@ def dynamic_shapes(signature: Signature) -> tuple[dict[int, Any], ...]:
     return tuple({axis: dims[dim] for axis, dim in enumerate(spec.shape) if isinstance(dim, str)} for spec in signature.inputs)
 
 
-def _finding(error: BaseException, folder: Path) -> Failure:
+def shape_argument(module: torch.nn.Module, signature: Signature) -> tuple[Any, ...] | None:
+    """Return dynamic_shapes as an exporter wants them for this module (one tuple for `*inputs`), None when nothing is dynamic."""
+    shapes = dynamic_shapes(signature)
+    if not any(shapes):
+        return None
+    takes_any = any(parameter.kind is parameter.VAR_POSITIONAL for parameter in inspect.signature(module.forward).parameters.values())
+    return (shapes,) if takes_any else shapes
+
+
+def export_finding(error: BaseException, folder: Path, tool: str) -> Failure:
+    """Return what an exporter's exception means to the user: an operator, the place of control flow, or the innermost cause."""
     causes = [error]
     while len(causes) < _CHAIN and causes[-1].__cause__ is not None:
         causes.append(causes[-1].__cause__)
@@ -81,4 +94,4 @@ def _finding(error: BaseException, folder: Path) -> Failure:
     if "data-dependent" in str(inner):
         place = next(filter(None, (place_in(cause, folder) for cause in reversed(causes))), "an unknown place")
         return Failure("ConversionFailed", f"control flow that depends on values cannot be exported: {place}")
-    return Failure("ConversionFailed", f"torch.onnx: {first_line(inner)[:600]}")
+    return Failure("ConversionFailed", f"{tool}: {first_line(inner)[:600]}")

@@ -46,9 +46,9 @@ def run(settings: Settings) -> None:
     _check_pin(fetched.digest, pinned)
     if fetched.digest != known and _is_cached(fetched.digest, settings):
         return
-    _fetch_validation_data(settings)
+    data = _fetch_data(settings)
     key = content_key(fetched.digest, settings.spec, tool_versions())
-    _finish(settings, {"sourceDigest": fetched.digest, "contentKey": key, "bytes": fetched.size, "cached": False})
+    _finish(settings, {"sourceDigest": fetched.digest, "contentKey": key, "bytes": fetched.size, "cached": False, "data": data})
 
 
 def open_source(uri: str, settings: Settings) -> Source:
@@ -121,11 +121,19 @@ def _whole_artifact(client: Client, key: str) -> str | None:
     return None
 
 
-def _fetch_validation_data(settings: Settings) -> None:
-    uri = (settings.validation.get("data") or {}).get("uri")
-    if uri:
-        with step(f"fetched validation data {uri}"):
-            open_source(uri, settings).fetch(_empty(settings.validation_folder))
+def _fetch_data(settings: Settings) -> dict[str, str]:
+    """Fetch validation and calibration data; returns their digests, for the provenance."""
+    wanted = (
+        ("validation", settings.validation.get("data"), settings.validation_folder),
+        ("calibration", settings.conversion.get("calibration"), settings.calibration_folder),
+    )
+    digests = {}
+    for what, field, folder in wanted:
+        uri = (field or {}).get("uri")
+        if uri:
+            with step(f"fetched {what} data {uri}"):
+                digests[what] = open_source(uri, settings).fetch(_empty(folder)).digest
+    return digests
 
 
 def _finish(settings: Settings, data: dict[str, Any]) -> None:

@@ -1,84 +1,29 @@
-"""The parity gate: a candidate's outputs against the reference, by the thresholds of the spec."""
+"""The parity gate: whether a candidate's outputs are near enough to the reference, by the thresholds of the spec."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from slipway_runtime.artifact import Signature
 from slipway_runtime.candidates import LABELS, REFERENCE, SAMPLES, candidate_folder
 from slipway_runtime.reasons import Failure
-from slipway_runtime.samples import Batch, check_finite, read_batches, read_npz
+from slipway_runtime.samples import read_batches, read_npz
 from slipway_runtime.settings import Settings
 from slipway_runtime.validate.golden import write_golden
-from slipway_runtime.validate.loaders import Runner, load
+from slipway_runtime.validate.loaders import load
+from slipway_runtime.validate.parity import Parity, compare
 
 _DEFAULT_ERROR = 1e-3
 _DEFAULT_AGREEMENT = 99.0
+# Without maxAbsoluteError, a lower precision may differ by this share of the source's largest output, and its outputs must point where the
+# source's do. An error of 1e-3 is below what these precisions resolve as soon as an output exceeds 1.
+_DEFAULT_SHARES = {"Float16": 0.01, "BFloat16": 0.05, "Int8Dynamic": 0.1, "Int8Static": 0.1}
+_DEFAULT_COSINE = 0.99
 
 
-@dataclass(slots=True)
-class Parity:
-    """What the comparison found so far.
-
-    Attributes:
-        error: largest absolute difference of any element of any output.
-        worst: where it was.
-        agreed, ranked: samples with the same best class, and samples that have classes.
-        predictions: best class of each sample, by the candidate.
-    """
-
-    error: float
-    worst: str
-    agreed: int
-    ranked: int
-    predictions: list[npt.NDArray[np.int64]]
-
-    @property
-    def agreement(self) -> float | None:
-        """Percent of samples with the same best class, None without classes."""
-        return 100.0 * self.agreed / self.ranked if self.ranked else None
-
-    def add(self, want: Batch, got: Batch, offset: int) -> None:
-        """Compare one batch; `offset` is the index of its first sample.
-
-        Raises:
-            Failure: ParityFailed when shape or dtype differ.
-        """
-        ranked = False
-        for name, reference in want.items():
-            array = got.get(name)
-            if array is None or array.shape != reference.shape or array.dtype != reference.dtype:
-                have = "absent" if array is None else f"{array.dtype} {list(array.shape)}"
-                raise Failure("ParityFailed", f"{name} is {have}, the source gives {reference.dtype} {list(reference.shape)}")
-            self._add_error(name, reference, array, offset)
-            if not ranked and has_classes(reference):
-                ranked = True
-                self._add_classes(reference, array)
-
-    def _add_error(self, name: str, reference: npt.NDArray[Any], array: npt.NDArray[Any], offset: int) -> None:
-        difference = np.abs(array.astype(np.float64) - reference.astype(np.float64))
-        worst = float(difference.max(initial=0.0))
-        if worst > self.error or not self.worst:
-            index = np.unravel_index(int(difference.argmax()), difference.shape)[0] if difference.ndim and difference.size else 0
-            self.error, self.worst = worst, f"{name} of sample {offset + int(index)}"
-
-    def _add_classes(self, reference: npt.NDArray[Any], array: npt.NDArray[Any]) -> None:
-        best = array.argmax(axis=1)
-        self.predictions.append(best.astype(np.int64))
-        self.agreed += int(np.count_nonzero(best == reference.argmax(axis=1)))
-        self.ranked += len(best)
-
-
-def has_classes(array: npt.NDArray[Any]) -> bool:
-    """Say whether an output looks like scores of classes: floats of shape [batch, 2 or more]."""
-    return array.ndim == 2 and array.shape[1] > 1 and array.dtype.kind == "f"
-
-
-def validated(settings: Settings, converted: dict[str, Any], number: int, target: str, built: dict[str, Any]) -> dict[str, Any]:
+def validated(settings: Settings, converted: dict[str, Any], number: int, row: dict[str, Any], built: dict[str, Any]) -> dict[str, Any]:
     """Compare a candidate with the reference and record its golden data.
 
     Returns:
@@ -88,46 +33,52 @@ def validated(settings: Settings, converted: dict[str, Any], number: int, target
         Failure: when it cannot be loaded or run.
     """
     signature = Signature.from_json(converted["signature"])
-    runner = load(candidate_folder(settings.candidates, number, target), built, signature)
+    runner = load(candidate_folder(settings.candidates, number, row["target"]), built, signature, row["precision"])
     samples = read_batches(settings.candidates / SAMPLES)
     parity, outputs = compare(runner, samples, read_batches(settings.candidates / REFERENCE))
     accuracy = _accuracy(settings, parity)
-    numbers = {"maxAbsoluteError": parity.error, "top1AgreementPercent": parity.agreement, "accuracyPercent": accuracy}
-    finding = judged(parity, accuracy, settings.validation)
+    numbers = {
+        "maxAbsoluteError": parity.error,
+        "maxRelativeError": parity.relative,
+        "cosine": parity.cosine,
+        "top1AgreementPercent": parity.agreement,
+        "accuracyPercent": accuracy,
+        "worstSample": parity.worst_sample,
+    }
+    finding = judged(parity, accuracy, settings.validation, row["precision"])
     if finding is None:
-        write_golden(settings.report / f"golden-{number}", samples, outputs, signature)
-    reason, message = (finding.reason, finding.message) if finding else ("", "")
-    return {"numbers": numbers, "reason": reason, "message": message}
+        write_golden(settings.report / f"golden-{number}", samples, outputs, signature, row["precision"])
+        return {"numbers": numbers, "reason": "", "message": ""}
+    again = f"to see it: slipway-runtime sample {number} {parity.worst_sample}"
+    return {"numbers": numbers, "reason": finding.reason, "message": f"{finding.message}; {again}"}
 
 
-def compare(runner: Runner, samples: list[Batch], reference: list[Batch]) -> tuple[Parity, list[Batch]]:
-    """Run every batch and compare; returns the findings and the candidate's outputs.
-
-    Raises:
-        Failure: NonFiniteOutputs, ParityFailed for another shape, ValidationFailed.
-    """
-    parity = Parity(0.0, "", 0, 0, [])
-    outputs, offset = [], 0
-    for number, (batch, want) in enumerate(zip(samples, reference, strict=True)):
-        got = runner(batch)
-        check_finite(got, "the candidate", number)
-        parity.add(want, got, offset)
-        outputs.append(got)
-        first = next(iter(batch.values()))
-        offset += len(first) if first.ndim else 1
-    return parity, outputs
-
-
-def judged(parity: Parity, accuracy: float | None, thresholds: dict[str, Any]) -> Failure | None:
+def judged(parity: Parity, accuracy: float | None, thresholds: dict[str, Any], precision: str = "Float32") -> Failure | None:
     """Return why the candidate does not pass, or None."""
-    limit = float(thresholds.get("maxAbsoluteError") or _DEFAULT_ERROR)
+    return (
+        _judged_error(parity, thresholds.get("maxAbsoluteError"), precision)
+        or _judged_agreement(parity, thresholds.get("minTop1AgreementPercent"))
+        or _judged_accuracy(accuracy, thresholds.get("minAccuracyPercent"))
+    )
+
+
+def _judged_error(parity: Parity, wanted: Any, precision: str) -> Failure | None:
+    share = _DEFAULT_SHARES.get(precision)
+    limit = float(wanted) if wanted else _DEFAULT_ERROR if share is None else max(_DEFAULT_ERROR, share * parity.scale)
     if not parity.error <= limit:
         return Failure("ParityFailed", f"{parity.worst} differs by {parity.error:.3g} from the source, the limit is {limit:g}")
-    least = thresholds.get("minTop1AgreementPercent")
-    least = _DEFAULT_AGREEMENT if least is None else float(least)
+    if not wanted and share is not None and parity.cosine is not None and parity.cosine < _DEFAULT_COSINE:
+        return Failure(
+            "ParityFailed", f"the cosine with the outputs of the source is {parity.cosine:.4f}, the limit is {_DEFAULT_COSINE:g}"
+        )
+    return None
+
+
+def _judged_agreement(parity: Parity, wanted: Any) -> Failure | None:
+    least = _DEFAULT_AGREEMENT if wanted is None else float(wanted)
     if parity.agreement is not None and parity.agreement < least:
         return Failure("ParityFailed", f"the best class agrees for {parity.agreement:.4g} % of the samples, the limit is {least:g} %")
-    return _judged_accuracy(accuracy, thresholds.get("minAccuracyPercent"))
+    return None
 
 
 def _judged_accuracy(accuracy: float | None, wanted: Any) -> Failure | None:
@@ -136,7 +87,8 @@ def _judged_accuracy(accuracy: float | None, wanted: Any) -> Failure | None:
     if accuracy is None:
         return Failure("ValidationFailed", "minAccuracyPercent needs validation data with labels, and an output of shape [batch, classes]")
     if accuracy < float(wanted):
-        return Failure("ValidationFailed", f"{accuracy:.4g} % of the labelled samples are right, the limit is {float(wanted):g} %")
+        missed = f", missed by {float(wanted) - accuracy:.3g}"
+        return Failure("ValidationFailed", f"{accuracy:.4g} % of the labelled samples are right, the limit is {float(wanted):g} %{missed}")
     return None
 
 

@@ -1,7 +1,8 @@
 """Golden data: inputs and what the candidate made of them here, which every serving node must reproduce before it is ready.
 
-The tolerance is 1e-4 of the largest output (at least 1e-4): Float32 kernels chosen for another CPU differ by some 1e-6 of the scale,
-a wrong file or a broken kernel by far more than 1e-4.
+The tolerance is a share of the largest output (at least of 1). Float32: 1e-4, as kernels chosen for another CPU differ by some 1e-6 of the
+scale, a wrong file or a broken kernel by far more. The other precisions get some steps of what they resolve, since kernels of another CPU
+add in another order and may round or saturate otherwise.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ from slipway_runtime.samples import Batch, is_batched
 from slipway_runtime.settings import write_json
 
 MAX_SAMPLES = 8
-_TOLERANCE = 1e-4
+_TOLERANCES = {"Float32": 1e-4, "Float16": 4e-3, "BFloat16": 3e-2, "Int8Dynamic": 3e-2, "Int8Static": 3e-2}
 INPUTS = "golden/inputs.npz"
 OUTPUTS = "golden/outputs.npz"
 
 
-def write_golden(folder: Path, samples: list[Batch], outputs: list[Batch], signature: Signature) -> None:
+def write_golden(folder: Path, samples: list[Batch], outputs: list[Batch], signature: Signature, precision: str = "Float32") -> None:
     """Write golden/inputs.npz, golden/outputs.npz and golden.json ({maxAbsoluteError}).
 
     Args:
@@ -28,6 +29,7 @@ def write_golden(folder: Path, samples: list[Batch], outputs: list[Batch], signa
         samples: batches of inputs; the last is used, cut to 8 samples where the batch is dynamic.
         outputs: the candidate's.
         signature: which tensors have a batch axis.
+        precision: of the candidate; sets the tolerance.
     """
     (folder / "golden").mkdir(parents=True, exist_ok=True)
     dim = signature.inputs[0].shape[:1]
@@ -41,4 +43,4 @@ def write_golden(folder: Path, samples: list[Batch], outputs: list[Batch], signa
     np.savez(folder / INPUTS, **shortened(samples[-1]))  # type: ignore[arg-type]
     np.savez(folder / OUTPUTS, **golden)  # type: ignore[arg-type]
     scale = max((float(np.abs(array.astype(np.float64)).max(initial=0.0)) for array in golden.values()), default=0.0)
-    write_json(folder / "golden.json", {"maxAbsoluteError": _TOLERANCE * max(1.0, scale)})
+    write_json(folder / "golden.json", {"maxAbsoluteError": _TOLERANCES[precision] * max(1.0, scale)})

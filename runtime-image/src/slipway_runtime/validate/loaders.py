@@ -7,20 +7,23 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from slipway_runtime.artifact import Signature
-from slipway_runtime.reasons import Failure
+from slipway_runtime.artifact import Artifact, Signature
+from slipway_runtime.reasons import Failure, first_line, is_out_of_memory
 from slipway_runtime.samples import Batch
+from slipway_runtime.serve.backends import load_backend
+from slipway_runtime.serve.cpu import cpu_limit
 
 Runner = Callable[[Batch], Batch]
 
 
-def load(folder: Path, built: dict[str, Any], signature: Signature) -> Runner:
+def load(folder: Path, built: dict[str, Any], signature: Signature, precision: str = "Float32") -> Runner:
     """Load a candidate.
 
     Args:
         folder: its files.
         built: format, entry, and for PyTorch entrypoint, arguments and weights.
         signature: names and order of the tensors.
+        precision: that it was built in.
 
     Raises:
         Failure: ValidationFailed when it cannot be loaded; PyTorch: the reasons of the entrypoint.
@@ -29,6 +32,8 @@ def load(folder: Path, built: dict[str, Any], signature: Signature) -> Runner:
         return onnx_runner(onnx_session(folder / built["entry"]))
     if built["format"] == "TorchScript":
         return _torchscript(folder / built["entry"], signature)
+    if built["format"] != "PyTorch":
+        return _by_backend(folder, built, signature, precision)
     return _eager(folder, built, signature)
 
 
@@ -69,6 +74,45 @@ def _torchscript(path: Path, signature: Signature) -> Runner:
     except Exception as error:
         raise Failure("ValidationFailed", f"torch.jit cannot load {path.name}: {' '.join(str(error).split())[:400]}") from error
     return lambda batch: _as_validation(lambda: call(module, batch, signature, path.parent))
+
+
+def _by_backend(folder: Path, built: dict[str, Any], signature: Signature, precision: str) -> Runner:
+    """Load with the server's own backend, and run it as the server does."""
+    try:
+        backend = load_backend(as_artifact(folder, built, signature, precision), cpu_limit())
+    except Failure as failure:
+        raise Failure("ValidationFailed", failure.message) from failure
+
+    def run(batch: Batch) -> Batch:
+        try:
+            return backend.infer({name: array.copy() for name, array in batch.items()})
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in batch.items())
+            raise Failure("ValidationFailed", f"{built['format']} fails on {shapes}: {first_line(error)[:400]}") from error
+
+    return run
+
+
+def as_artifact(folder: Path, built: dict[str, Any], signature: Signature, precision: str) -> Artifact:
+    """Describe a candidate as the artifact that it becomes if it is chosen; its files are not hashed yet."""
+    return Artifact(
+        directory=folder,
+        format=built["format"],
+        precision=precision,
+        entry=built["entry"],
+        signature=signature,
+        preprocessing=None,
+        labels=None,
+        golden=None,
+        files=(),
+        digest="",
+        entrypoint=built.get("entrypoint"),
+        arguments=dict(built.get("arguments") or {}),
+        weights=built.get("weights"),
+        raw={},
+    )
 
 
 def _eager(folder: Path, built: dict[str, Any], signature: Signature) -> Runner:

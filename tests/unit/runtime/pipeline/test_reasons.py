@@ -44,6 +44,50 @@ def test_reasons_equal_the_operators():
     assert set(EXIT_CODES) <= known
 
 
+def test_precisions_equal_the_operators():
+    from slipway.api import source  # noqa: PLC0415
+    from slipway_runtime.candidates import PRECISIONS  # noqa: PLC0415
+
+    assert PRECISIONS == source.PRECISIONS
+    assert set(PRECISIONS) == set(source.Target.__args__)
+
+
+def test_eight_rows_fit_into_the_termination_message(tmp_path, monkeypatch):
+    row = {
+        "target": "ExportedProgram",
+        "precision": "Int8Dynamic",
+        "verdict": "Passed",
+        "reason": "Validated",
+        "message": "",
+        "maxAbsoluteError": "0.00123456",
+        "maxRelativeError": "0.00123456",
+        "cosine": "0.999987",
+        "top1AgreementPercent": "98.4375",
+        "accuracyPercent": "98.4375",
+        "latencyP50": "0.123ms",
+        "latencyP99": "0.456ms",
+        "throughput": "123456",
+        "loadSeconds": "0.0123",
+        "peakMemory": "1234Mi",
+        "sizeBytes": 123456789,
+        "seconds": "123.4",
+    }
+    failed = row | {"verdict": "Failed", "message": "m" * 300}
+    path = tmp_path / "message"
+    monkeypatch.setenv("SLIPWAY_TERMINATION_LOG", str(path))
+    signature = {"inputs": [{"name": "image", "dtype": "float32", "shape": ["batch", 3, 224, 224]}], "outputs": []}
+    write_termination(
+        "Published", "m" * 100, artifactDigest="d" * 71, tools={f"tool{n}": "1.2.3" for n in range(12)}, signature=signature,
+        candidates=[row] * 6 + [failed] * 2,
+    )  # fmt: skip
+    assert path.stat().st_size <= 4096
+    value = json.loads(path.read_text())
+    assert [row["verdict"] for row in value["candidates"]] == ["Passed"] * 6 + ["Failed"] * 2
+    assert all(row["latencyP50"] and row["throughput"] and row["maxAbsoluteError"] for row in value["candidates"])
+    assert value["candidates"][-1]["message"]
+    assert value["signature"] == signature
+
+
 def test_content_key_ignores_what_does_not_shape_the_artifact():
     spec = {"model": {"uri": "a", "entrypoint": "m:b"}, "conversion": {"timeout": "1m", "resources": {}}}
     other = {"model": {"uri": "b", "entrypoint": "m:b", "digest": "d", "credentialsSecretRef": {"name": "s"}}}

@@ -8,6 +8,8 @@ from slipway_runtime.artifact import Artifact
 from slipway_runtime.reasons import Failure
 from slipway_runtime.serve.tensors import Tensors
 
+FORMATS = ("ONNX", "TorchScript", "PyTorch", "ExportedProgram", "AOTInductor", "TorchTensorRT")
+
 
 class Backend(Protocol):
     """A loaded model; `infer` may be called from several threads at once."""
@@ -50,4 +52,12 @@ def _load(artifact: Artifact, threads: int) -> Backend:
         from slipway_runtime.serve.backends.pytorch import eager_backend, torchscript_backend  # noqa: PLC0415
 
         return torchscript_backend(artifact, threads) if artifact.format == "TorchScript" else eager_backend(artifact, threads)
-    raise Failure("ModelLoadFailed", f"format {artifact.format!r} is not one this server has a backend for (ONNX, TorchScript, PyTorch)")
+    if artifact.format in ("ExportedProgram", "TorchTensorRT"):
+        from slipway_runtime.serve.backends.exported import exported_backend, tensorrt_backend  # noqa: PLC0415
+
+        return exported_backend(artifact, threads) if artifact.format == "ExportedProgram" else tensorrt_backend(artifact, threads)
+    if artifact.format == "AOTInductor":
+        from slipway_runtime.serve.backends.aotinductor import aotinductor_backend  # noqa: PLC0415
+
+        return aotinductor_backend(artifact, threads)
+    raise Failure("ModelLoadFailed", f"format {artifact.format!r} is not one this server has a backend for ({', '.join(FORMATS)})")

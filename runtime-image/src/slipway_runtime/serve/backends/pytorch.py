@@ -16,18 +16,19 @@ from slipway_runtime.serve.tensors import Tensors
 class TorchBackend:
     """A callable module; inputs are passed by position, in the order of the signature."""
 
-    def __init__(self, module: Any, artifact: Artifact, threads: int, platform: str) -> None:
-        """Take a module in eval mode."""
+    def __init__(self, module: Any, artifact: Artifact, threads: int, platform: str, device: str = "cpu") -> None:
+        """Take a callable in eval mode, whose weights are on `device`."""
         torch.set_num_threads(threads)
         self.platform = platform
         self._module = module
+        self._device = device
         self._inputs = [spec.name for spec in artifact.signature.inputs]
         self._outputs = [spec.name for spec in artifact.signature.outputs]
 
     def infer(self, inputs: Tensors) -> Tensors:
         """Call the module without gradients."""
         with torch.inference_mode():
-            result = self._module(*(torch.from_numpy(inputs[name]) for name in self._inputs))
+            result = self._module(*(torch.from_numpy(inputs[name]).to(self._device) for name in self._inputs))
         return {name: _array(tensor) for name, tensor in self._named(result).items()}
 
     def close(self) -> None:

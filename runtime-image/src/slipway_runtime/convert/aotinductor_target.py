@@ -1,0 +1,49 @@
+"""PyTorch to an AOTInductor package: machine code compiled here, loaded by the server without Python code of the model or a compiler."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from typing import Any
+
+import torch
+
+from slipway_runtime.candidates import UNAVAILABLE
+from slipway_runtime.convert import Job
+from slipway_runtime.convert.exported import exported
+from slipway_runtime.reasons import Failure, first_line, is_out_of_memory
+
+_ENTRY = "model.pt2"
+# The level that every node of a cluster is likely to have; native code of the converter's node would end with SIGILL on an older one.
+_MARCH = {"x86_64": "x86-64-v3", "aarch64": "armv8.2-a"}
+_SIMD_BITS = {"x86_64": 256, "aarch64": 128}
+
+
+def build(job: Job) -> dict[str, Any]:
+    """Export, compile, and say what to load.
+
+    Raises:
+        Failure: as `exported` does; TargetUnavailable without a C++ compiler; ConversionFailed with the compiler's words.
+    """
+    compiler = os.environ.get("CXX") or "g++"
+    if shutil.which(compiler) is None:
+        raise Failure(
+            UNAVAILABLE, f"AOTInductor compiles C++, and there is no {compiler} in the converter image; use slipway-runtime-torch"
+        )
+    program, _ = exported(job)
+    machine = platform.machine()
+    options: dict[str, Any] = {
+        "cpp.cxx": (compiler, compiler),
+        "cpp.march": _MARCH.get(machine),
+        "cpp.simdlen": _SIMD_BITS.get(machine),
+        "compile_threads": 1,  # no pool of processes, which would outlive the limits
+        "fx_graph_cache": False,  # nothing of another model in a shared folder
+    }
+    try:
+        torch._inductor.aoti_compile_and_package(program, package_path=str(job.output / _ENTRY), inductor_configs=options)
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        raise Failure("ConversionFailed", f"AOTInductor: {first_line(error)[:600]}") from error
+    return {"format": "AOTInductor", "entry": _ENTRY}

@@ -1,0 +1,281 @@
+"""Every target and precision, from a PyTorch source to a pulled artifact that the server's own backend answers with."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from slipway_runtime.candidates import PRECISIONS
+from slipway_runtime.serve.model import load_model
+
+MLP = """
+import torch
+
+def build():
+    torch.manual_seed(1)
+    return torch.nn.Sequential(torch.nn.Linear(16, 32), torch.nn.ReLU(), torch.nn.Linear(32, 4))
+"""
+MLP_SIGNATURE = {
+    "inputs": [{"name": "x", "dtype": "float32", "shape": ["batch", 16]}],
+    "outputs": [{"name": "y", "dtype": "float32", "shape": ["batch", 4]}],
+}
+ENCODER = """
+import torch
+
+class Encoder(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(2)
+        self.embed = torch.nn.Embedding(50, 16)
+        self.layer = torch.nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+        self.head = torch.nn.Linear(16, 3)
+
+    def forward(self, ids):
+        return {"pooled": self.layer(self.embed(ids)).mean(1), "scores": self.head(self.layer(self.embed(ids)))}
+
+def build():
+    return Encoder()
+"""
+ENCODER_SIGNATURE = {
+    "inputs": [{"name": "ids", "dtype": "int64", "shape": ["batch", "length"]}],
+    "outputs": [
+        {"name": "scores", "dtype": "float32", "shape": ["batch", "length", 3]},
+        {"name": "pooled", "dtype": "float32", "shape": ["batch", 16]},
+    ],
+}
+BRANCH = """
+import torch
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(3)
+        self.fc = torch.nn.Linear(16, 4)
+
+    def forward(self, x):
+        y = self.fc(x)
+        if bool(x.abs().max() > 50):  # no random sample goes there
+            y = y * 0
+        return y
+
+def build():
+    return Net()
+"""
+HIDDEN_BRANCH = BRANCH.replace("if bool(x.abs().max() > 50):", "if float(x.abs().max()) > 50:")
+BATCH_NORM = """
+import torch
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(4)
+        self.conv = torch.nn.Conv2d(1, 8, 3, padding=1)
+        self.norm = torch.nn.BatchNorm2d(8)
+        self.norm.running_mean.uniform_(-1, 1)
+        self.norm.running_var.uniform_(0.5, 2)
+        self.fc = torch.nn.Linear(8 * 64, 10)
+
+    def forward(self, x):
+        return self.fc(torch.relu(self.norm(self.conv(x))).flatten(1))
+
+def build():
+    return Net()
+"""
+IMAGE_SIGNATURE = {
+    "inputs": [{"name": "x", "dtype": "float32", "shape": ["batch", 1, 8, 8]}],
+    "outputs": [{"name": "y", "dtype": "float32", "shape": ["batch", 10]}],
+}
+DROPOUT = """
+import torch
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(5)
+        self.fc = torch.nn.Linear(16, 4)
+
+    def forward(self, x):
+        return self.fc(torch.nn.functional.dropout(x, 0.5, training=True))
+
+def build():
+    return Net()
+"""
+ROUND = {"minTop1AgreementPercent": 80}  # random samples of a random network lie near each other's classes
+
+
+@pytest.fixture
+def source(tmp_path, claim):
+    """Make a model folder and return spec.model."""
+
+    def make(code: str) -> dict:
+        folder = tmp_path / "model"
+        folder.mkdir()
+        (folder / "model.py").write_text(code)
+        return claim(folder) | {"entrypoint": "model:build"}
+
+    return make
+
+
+def calibrated(pipeline, name: str, shape: tuple[int, ...]) -> dict:
+    """Put calibration data into the claim."""
+    np.savez(pipeline.work / "origin" / "calibration.npz", **{name: np.random.default_rng(7).standard_normal(shape)})
+    return {"uri": "pvc://models/calibration.npz", "samples": 40}
+
+
+def opened(pipeline, digest: str):
+    from integration.pipeline.test_end_to_end import pulled  # noqa: PLC0415
+
+    return load_model(pulled(pipeline, digest), 1, None)
+
+
+def precisions(target: str) -> list[dict]:
+    return [{"target": target, "precision": precision} for precision in PRECISIONS[target]]
+
+
+def verdicts(last) -> list[tuple]:
+    return [(row["target"], row["precision"], row["verdict"]) for row in last.message["candidates"]]
+
+
+@pytest.mark.parametrize("target", ["ONNX", "TorchScript", "ExportedProgram"])
+def test_every_precision_of_a_cnn_with_batch_norm(pipeline, source, target):
+    candidates = precisions(target)
+    spec = {"model": source(BATCH_NORM), "signature": IMAGE_SIGNATURE}
+    spec["conversion"] = {"candidates": candidates, "calibration": calibrated(pipeline, "x", (40, 1, 8, 8)), "validation": ROUND}
+    last = pipeline.run(spec)
+    assert last.reason == "Published", last.log
+    rows = last.message["candidates"]
+    print(*rows, sep="\n")
+    assert verdicts(last) == [(target, precision, "Passed") for precision in PRECISIONS[target]]
+    errors = {row["precision"]: float(row["maxAbsoluteError"]) for row in rows}
+    assert errors["Float32"] < errors["Float16"], "a lower precision that is as exact was not lowered"
+    assert all(error > 1e-4 for precision, error in errors.items() if precision != "Float32")
+    assert all(float(row["cosine"]) > 0.99 and row["latencyP50"].endswith("ms") and row["peakMemory"].endswith("Mi") for row in rows)
+    assert all(float(row["throughput"]) > 0 and float(row["loadSeconds"]) > 0 for row in rows)
+    model = opened(pipeline, last.message["artifactDigest"])
+    assert (model.artifact.format, model.artifact.precision) == (target, "Float32")
+
+
+@pytest.mark.parametrize(("target", "precision"), [("ONNX", "Int8Static"), ("ExportedProgram", "Int8Dynamic"), ("TorchScript", "BFloat16")])
+def test_the_server_loads_a_lower_precision_and_keeps_the_dtypes(pipeline, source, target, precision):
+    spec = {"model": source(MLP), "signature": MLP_SIGNATURE}
+    calibration = calibrated(pipeline, "x", (40, 16))
+    spec["conversion"] = {"candidates": [{"target": target, "precision": precision}], "calibration": calibration, "validation": ROUND}
+    last = pipeline.run(spec)
+    assert last.reason == "Published", last.log
+    model = opened(pipeline, last.message["artifactDigest"])  # reproduces the golden outputs
+    for size in (1, 7):
+        outputs = model.backend.infer({"x": np.ones((size, 16), dtype=np.float32)})
+        assert (outputs["y"].dtype, outputs["y"].shape) == (np.float32, (size, 4))
+
+
+@pytest.mark.parametrize("method", ["MinMax", "Entropy", "Percentile"])
+@pytest.mark.parametrize("target", ["ONNX", "ExportedProgram"])
+def test_calibration_methods(pipeline, source, target, method):
+    spec = {"model": source(MLP), "signature": MLP_SIGNATURE}
+    calibration = calibrated(pipeline, "x", (40, 16)) | {"method": method}
+    spec["conversion"] = {"candidates": [{"target": target, "precision": "Int8Static"}], "calibration": calibration}
+    spec["conversion"]["validation"] = {"minTop1AgreementPercent": 50, "maxAbsoluteError": "1"}
+    last = pipeline.run(spec)
+    assert last.reason == "Published", last.log
+    assert 0 < float(last.message["candidates"][0]["maxAbsoluteError"]) < 1
+
+
+def test_two_dynamic_dims_and_a_dict_of_outputs(pipeline, source):
+    spec = {"model": source(ENCODER), "signature": ENCODER_SIGNATURE}
+    rows = [("ONNX", "Float32"), ("ExportedProgram", "Float32"), ("ExportedProgram", "Int8Dynamic"), ("ExportedProgram", "BFloat16")]
+    candidates = [{"target": target, "precision": precision} for target, precision in rows]
+    last = pipeline.run({**spec, "conversion": {"candidates": candidates, "objective": "Size"}})
+    assert last.reason == "Published", last.log
+    assert verdicts(last) == [(*row, "Passed") for row in rows]
+    sizes = [row["sizeBytes"] for row in last.message["candidates"]]
+    chosen = rows.index((last.message["format"], last.message["precision"]))
+    assert sizes[chosen] <= 1.01 * min(sizes)
+    model = opened(pipeline, last.message["artifactDigest"])
+    outputs = model.backend.infer({"ids": np.ones((3, 5), dtype=np.int64)})
+    assert outputs["scores"].shape == (3, 5, 3)
+    assert outputs["pooled"].shape == (3, 16)
+
+
+@pytest.mark.parametrize("code", [BRANCH, HIDDEN_BRANCH], ids=["bool", "float"])
+def test_control_flow_is_refused_by_a_trace_and_kept_by_a_script(pipeline, source, code):
+    candidates = [{"target": "TorchScript"}, {"target": "ExportedProgram"}, {"target": "TorchScript", "method": "Script"}]
+    last = pipeline.run({"model": source(code), "signature": MLP_SIGNATURE, "conversion": {"candidates": candidates}})
+    assert last.reason == "Published", last.log
+    trace, export, script = last.message["candidates"]
+    assert (trace["verdict"], trace["reason"]) == ("Failed", "ConversionFailed")
+    assert "control flow depends on values" in trace["message"]
+    assert "method: Script" in trace["message"]
+    assert (export["verdict"], script["verdict"], script["method"]) == ("Failed", "Passed", "Script")
+    assert "model.py:1" in export["message"]
+    model = opened(pipeline, last.message["artifactDigest"])
+    far = model.backend.infer({"x": np.full((2, 16), 99, dtype=np.float32)})
+    assert not far["y"].any(), "the branch that no sample takes was lost"
+
+
+def test_dropout_in_eval_mode_is_found_before_any_target(pipeline, source):
+    last = pipeline.run(
+        {"model": source(DROPOUT), "signature": MLP_SIGNATURE, "conversion": {"candidates": precisions("ExportedProgram")[:1]}}
+    )
+    assert last.reason == "ParityFailed"
+    assert "not deterministic" in last.text
+
+
+def test_tensorrt_without_its_package_is_unavailable_and_not_failed(pipeline, source):
+    candidates = [{"target": "TorchTensorRT", "precision": "Float16"}, {"target": "ExportedProgram"}]
+    last = pipeline.run({"model": source(MLP), "signature": MLP_SIGNATURE, "conversion": {"candidates": candidates}})
+    assert last.reason == "Published", last.log
+    assert [row["verdict"] for row in last.message["candidates"]] == ["Unavailable", "Passed"]
+    assert last.message["candidates"][0]["reason"] == "TargetUnavailable"
+    assert "torch_tensorrt" in last.message["candidates"][0]["message"]
+    spec = {"model": {"uri": "pvc://models/m", "entrypoint": "model:build"}, "signature": MLP_SIGNATURE}
+    alone = pipeline.run(spec | {"conversion": {"candidates": candidates[:1]}})
+    assert (alone.code, alone.reason) == (32, "TargetUnavailable")
+
+
+def test_aotinductor_is_compiled_for_a_level_of_cpus_and_loaded_without_a_compiler(pipeline, source):
+    candidates = [{"target": "AOTInductor"}]
+    spec = {"model": source(MLP), "signature": MLP_SIGNATURE, "conversion": {"candidates": candidates}}
+    last = pipeline.run(spec, SLIPWAY_TIMEOUT_SECONDS="280")
+    assert last.reason == "Published", last.log
+    print(last.message["candidates"], pipeline.outcomes[1].log)
+    model = opened(pipeline, last.message["artifactDigest"])
+    assert model.artifact.format == "AOTInductor"
+    for size in (1, 5, 33):
+        assert model.backend.infer({"x": np.ones((size, 16), dtype=np.float32)})["y"].shape == (size, 4)
+
+
+def test_aotinductor_without_a_compiler_is_unavailable(pipeline, source):
+    candidates = [{"target": "AOTInductor"}]
+    spec = {"model": source(MLP), "signature": MLP_SIGNATURE, "conversion": {"candidates": candidates}}
+    last = pipeline.run(spec, CXX="no-such-compiler")
+    assert (last.reason, last.message["candidates"][0]["verdict"]) == ("TargetUnavailable", "Unavailable")
+
+
+def test_an_onnx_source_in_int8(pipeline, source, web):
+    first = pipeline.run({"model": source(MLP), "signature": MLP_SIGNATURE})
+    from integration.pipeline.test_end_to_end import pulled  # noqa: PLC0415
+
+    artifact = pulled(pipeline, first.message["artifactDigest"])
+    base, folder = web
+    (folder / "mlp.onnx").write_bytes((artifact.directory / artifact.entry).read_bytes())
+    candidates = [{"target": "ONNX", "precision": "Int8Dynamic"}, {"target": "None"}, {"target": "TorchScript"}]
+    last = pipeline.run({"model": {"uri": f"{base}/mlp.onnx"}, "conversion": {"candidates": candidates, "validation": ROUND}})
+    assert last.reason == "Published", last.log
+    assert [row["verdict"] for row in last.message["candidates"]] == ["Passed", "Passed", "Failed"]
+    assert "None, ONNX" in last.message["candidates"][2]["message"]
+    assert last.message["precision"] == "Int8Dynamic"
+
+
+def test_the_command_of_a_failed_row_shows_the_worst_sample(pipeline, source):
+    candidates = [{"target": "ONNX", "precision": "Float16"}, {"target": "ONNX"}]
+    spec = {"model": source(MLP), "signature": MLP_SIGNATURE}
+    spec["conversion"] = {"candidates": candidates, "validation": {"maxAbsoluteError": "1e-6"}}
+    last = pipeline.run(spec)
+    row = last.message["candidates"][0]
+    assert (row["verdict"], row["reason"]) == ("Failed", "ParityFailed")
+    assert f"slipway-runtime sample 0 {row['worstSample']}" in row["message"]
+    shown = pipeline.step(["sample", "0", str(row["worstSample"])], spec, {})
+    assert shown.code == 0, shown.log
+    assert '"candidate"' in shown.log
+    refused = pipeline.step(["sample", "0", "64"], spec, {})
+    assert (refused.code, refused.reason) == (64, "InvalidArguments")
