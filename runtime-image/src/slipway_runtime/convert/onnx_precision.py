@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import onnx
 
+from slipway_runtime.artifact import Signature
 from slipway_runtime.convert import Job
 from slipway_runtime.reasons import Failure, first_line, is_out_of_memory
-from slipway_runtime.samples import Batch, read_batches
+from slipway_runtime.samples import Batch, batch_size, is_batched, read_batches
 
 # Dynamic quantization of a convolution is slower than the convolution, and onnxruntime lacks kernels for some of its forms.
 _DYNAMIC_OPERATORS = ["MatMul", "Gemm", "Gather", "EmbedLayerNormalization", "Attention", "LSTM"]
@@ -29,7 +29,6 @@ def reduce(job: Job, entry: str) -> None:
         return
     path = job.output / entry
     source = job.output / _TEMPORARY
-    logging.getLogger().setLevel(max(logging.INFO, logging.getLogger().level))
     try:
         model = onnx.load(str(path))  # with its external data, which is written anew
         for file in job.output.rglob("*"):
@@ -76,7 +75,7 @@ def _static(model: Any, path: Path, source: Path, job: Job) -> None:
     quantize_static(
         str(source),
         str(path),
-        Reader(read_batches(job.calibration)),
+        Reader(singles(read_batches(job.calibration), job.signature)),
         quant_format=QuantFormat.QDQ,
         per_channel=True,
         reduce_range=True,  # CPUs without VNNI add pairs of products in 16 bits, which 8 bits overflow
@@ -91,7 +90,7 @@ _TOOLS = {"Float16": _float16, "Int8Dynamic": _dynamic, "Int8Static": _static}
 
 
 class Reader:
-    """The calibration batches, as onnxruntime's calibrators ask for them; a fixed batch size is what the samples have."""
+    """The calibration batches, as onnxruntime's calibrators ask for them."""
 
     def __init__(self, batches: list[Batch]) -> None:
         self._batches: Iterator[Batch] = iter(batches)
@@ -107,9 +106,25 @@ class Reader:
         return next(self._batches)
 
 
+def singles(batches: list[Batch], signature: Signature) -> list[Batch]:
+    """Return batches of one sample where the batch is dynamic: the calibrators that count values want all tensors of one shape."""
+    if batch_size(signature) is not None:
+        return batches
+    batched = {spec.name for spec in signature.inputs if is_batched(spec, signature)}
+    return [
+        {name: array[row : row + 1] if name in batched else array for name, array in batch.items()}
+        for batch in batches
+        for row in range(len(batch[signature.inputs[0].name]))
+    ]
+
+
 def _prepared(model: Any, source: Path) -> None:
     """Write the model with the shapes that the quantizer asks for, where onnx can infer them."""
-    save(model if _is_large(model) else onnx.shape_inference.infer_shapes(model), source)
+    from onnxruntime.quantization.quant_utils import add_pre_process_metadata  # noqa: PLC0415
+
+    model = model if _is_large(model) else onnx.shape_inference.infer_shapes(model)
+    add_pre_process_metadata(model)  # else the quantizer asks for what was done already
+    save(model, source)
 
 
 def _is_large(model: Any) -> bool:
