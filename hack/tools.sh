@@ -1,6 +1,7 @@
 #!/bin/bash
 # Builds the pinned tools from the Go module proxy; hack/tools/<group>/go.mod and go.sum are the pins and checksums.
 #   usage: hack/tools.sh [GROUP...]     groups: kubernetes coredns kind helm registry local-path-provisioner pause
+#           for tests, only when named: versitygw (an S3 server) fake-gcs-server
 # Each group is built once per content of its recipe, into $CACHE/tools/<group>-<hash>; build/bin links to all of them.
 source "$(dirname "$0")/lib.sh"
 source "$HACK/tools/build.sh"

@@ -60,7 +60,12 @@ NAME = (
     "the name must be a DNS label, because a Service gets it: at most 63 lower-case letters, digits and '-', "
     "starting with a letter and not ending with '-'"
 )
-SCHEME = "the URI must start with oci://, https://, http://, configmap:// or pvc://; for example oci://registry:5000/models/digits:v1"
+SCHEME = (
+    "the URI must start with oci://, s3://, gs://, az://, hf://, https://, http://, configmap:// or pvc://; for example "
+    "oci://registry:5000/models/digits:v1"
+)
+HUB = "an hf URI is hf://OWNER/NAME[@REVISION][/FOLDER]; for example hf://acme/digits@v1"
+BUCKET = "an s3, gs or az URI is s3://BUCKET/PATH, a folder or one file; endpoint and account go into the Secret"
 REPOSITORY = "an oci URI is oci://host[:port]/repository[:tag][@sha256:…], the repository in lower case"
 DATA = "the URI must have the form of one in spec.model.uri, without spaces, password and /../; for example pvc://data/golden.npz"
 DIGEST = "a digest is sha256: followed by 64 lower-case hexadecimal digits; `slipway push` prints it"
@@ -102,6 +107,14 @@ INVALID: list[tuple[str, Spec, str]] = [
         model(uri="https://host/"),
         "an http URI names a host and a file; for example https://models.example.com/digits.tar.gz",
     ),
+    ("s3 without path", model(uri="s3://models"), BUCKET),
+    ("s3 with an endpoint", model(uri="s3://models/digits?endpoint=https://minio:9000"), BUCKET),
+    ("s3 bucket in upper case", model(uri="s3://Models/digits"), BUCKET),
+    ("gs without bucket", model(uri="gs:///digits"), BUCKET),
+    ("az without path", model(uri="az://models/"), BUCKET),
+    ("hf without owner", model(uri="hf://digits"), HUB),
+    ("hf without revision", model(uri="hf://acme/digits@"), HUB),
+    ("hf that climbs", model(uri="hf://acme/digits/../x"), "the URI must not contain /../; write the path without it"),
     (
         "configmap with a path",
         model(uri="configmap://digits/model"),
@@ -306,6 +319,12 @@ VALID: list[tuple[str, Spec]] = [
     ("every field", deployment(model=FULL_MODEL, conversion=FULL_CONVERSION, serving=FULL_SERVING, revisionHistoryLimit=0)),
     ("a signature", tensors(TENSOR, TENSOR | {"name": "mask", "dtype": "bool", "shape": []})),
     ("https", model(uri="https://host:8443/a/b.tar.gz?version=3")),
+    ("s3", model(uri="s3://my-models.v1/digits/v1/", credentialsSecretRef={"name": "s3-read"})),
+    ("s3, one file", model(uri="s3://models/digits.tar.gz")),
+    ("gs", model(uri="gs://my_models/digits")),
+    ("az", model(uri="az://models/digits/v1")),
+    ("hf", model(uri="hf://acme/Digits-v1.0")),
+    ("hf at a revision, a folder", model(uri="hf://acme/digits@refs%2Fpr%2F1/onnx/fp32")),
     ("configmap", model(uri="configmap://digits.v1")),
     ("pvc", model(uri="pvc://models/a/..b/c")),
     ("pvc, whole", model(uri="pvc://models")),

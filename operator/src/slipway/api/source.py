@@ -43,6 +43,8 @@ _NAME = "[a-z0-9]([-a-z0-9.]*[a-z0-9])?"
 # What follows SCHEME:// in a URI; the key is a pattern too.
 _REST = {
     "oci": r"[^/@]+/[a-z0-9][-a-z0-9._/]*(:[A-Za-z0-9_][-A-Za-z0-9._]{0,127})?(@sha256:[0-9a-f]{64})?",
+    "(s3|gs|az)": "[a-z0-9][-a-z0-9._]{1,221}[a-z0-9](/[^/?#]+)+/?",  # no query: what it would say stands in the Secret
+    "hf": "[A-Za-z0-9][-A-Za-z0-9._]*/[A-Za-z0-9][-A-Za-z0-9._]*(@[-A-Za-z0-9._%]+)?(/[^/?#]+)*/?",
     "https?": "[^/]+/.+",
     "configmap": _NAME,
     "pvc": rf"{_NAME}(/[^/]+)*/?",
@@ -64,7 +66,8 @@ Uri = Annotated[
     Field(min_length=1, max_length=2048),
     Rule(
         f"self.matches('^({'|'.join(_REST)})://')",
-        "the URI must start with oci://, https://, http://, configmap:// or pvc://; for example oci://registry:5000/models/digits:v1",
+        "the URI must start with oci://, s3://, gs://, az://, hf://, https://, http://, configmap:// or pvc://; for example "
+        "oci://registry:5000/models/digits:v1",
         lambda uri: re.match(f"({'|'.join(_REST)})://", uri) is not None,
     ),
     Rule(r"!self.matches(r'\s')", "the URI must not contain spaces", lambda uri: re.search(r"\s", uri) is None),
@@ -74,6 +77,8 @@ Uri = Annotated[
         lambda uri: re.match("[a-z]+://[^/]*@", uri) is None,
     ),
     _uri_rule("oci", "an oci URI is oci://host[:port]/repository[:tag][@sha256:…], the repository in lower case"),
+    _uri_rule("(s3|gs|az)", "an s3, gs or az URI is s3://BUCKET/PATH, a folder or one file; endpoint and account go into the Secret"),
+    _uri_rule("hf", "an hf URI is hf://OWNER/NAME[@REVISION][/FOLDER]; for example hf://acme/digits@v1"),
     _uri_rule("https?", "an http URI names a host and a file; for example https://models.example.com/digits.tar.gz"),
     _uri_rule(
         "configmap", "after configmap:// comes the name of a ConfigMap of this namespace and nothing else; for example configmap://digits"
@@ -149,14 +154,15 @@ class ModelSource(ApiModel):
 
     uri: Uri = Field(
         description="The model folder; it is read and never changed. oci://host[:port]/repository[:tag|@digest] (pushed with "
-        "`slipway push`), "
-        "https:// or http:// (a .tar, .tar.gz, .tgz or .zip of the folder, or one .onnx file), configmap://NAME (keys are file names) "
-        "or pvc://CLAIM/path. Example: oci://slipway-registry.slipway-system:5000/models/digits:v1."
+        "`slipway push`), s3://BUCKET/path, gs://BUCKET/path, az://CONTAINER/path (a folder, or one file as for http), "
+        "hf://OWNER/NAME[@revision][/folder], "
+        "https:// or http:// (a .tar, .tar.gz, .tgz or .zip of the folder, or one .onnx or .mar file), configmap://NAME (keys are "
+        "file names) or pvc://CLAIM/path. Example: oci://slipway-registry.slipway-system:5000/models/digits:v1."
     )
     digest: Digest | None = Field(
         default=None,
         description="Pins the source: anything else is refused with DigestMismatch. The manifest digest (oci), the sha256 of the "
-        "file (http), or the sha256 over the files (configmap, pvc); status shows it. Example: sha256:9f86…. "
+        "one file, or the sha256 over the files of a folder; status shows it. Example: sha256:9f86…. "
         "Default: whatever the URI names now.",
     )
     format: ModelFormat | None = Field(
@@ -191,7 +197,8 @@ class ModelSource(ApiModel):
     )
     credentials_secret_ref: SecretReference | None = Field(
         default=None,
-        description="A Secret with the credentials of the source: .dockerconfigjson for oci; username and password, or token, for http. "
+        description="A Secret with the credentials of the source: .dockerconfigjson for oci; username and password, or token, for http; "
+        "AWS_ACCESS_KEY_ID … for s3, and so on: docs/sources.md lists the keys. "
         "Only the container that downloads gets it. Default: none.",
     )
 

@@ -11,6 +11,8 @@ from slipway_runtime.content_key import content_key, tool_versions
 from slipway_runtime.fetch.base import Source
 from slipway_runtime.fetch.configmap import ConfigMapSource
 from slipway_runtime.fetch.http import HttpSource
+from slipway_runtime.fetch.hub import HubSource
+from slipway_runtime.fetch.objectstore import ObjectStoreSource
 from slipway_runtime.fetch.oci import OciSource
 from slipway_runtime.fetch.pvc import ClaimSource
 from slipway_runtime.oci import Client, parse_reference, read_docker_config
@@ -22,6 +24,10 @@ _SCHEMES: dict[str, type[Source]] = {
     "oci": OciSource,
     "http": HttpSource,
     "https": HttpSource,
+    "s3": ObjectStoreSource,
+    "gs": ObjectStoreSource,
+    "az": ObjectStoreSource,
+    "hf": HubSource,
     "configmap": ConfigMapSource,
     "pvc": ClaimSource,
 }
@@ -48,14 +54,15 @@ def run(settings: Settings) -> None:
         return
     data = _fetch_data(settings)
     key = content_key(fetched.digest, settings.spec, tool_versions())
-    _finish(settings, {"sourceDigest": fetched.digest, "contentKey": key, "bytes": fetched.size, "cached": False, "data": data})
+    revision = {"sourceRevision": fetched.revision} if fetched.revision else {}
+    _finish(settings, {"sourceDigest": fetched.digest, "contentKey": key, "bytes": fetched.size, "cached": False, "data": data} | revision)
 
 
 def open_source(uri: str, settings: Settings) -> Source:
     """Return the source for a URI; nothing is fetched yet.
 
     Raises:
-        Failure: InvalidArguments for a scheme that is not among oci, http, https, configmap, pvc.
+        Failure: InvalidArguments for an unknown scheme.
     """
     scheme, separator, _ = uri.partition("://")
     if not separator or scheme not in _SCHEMES:

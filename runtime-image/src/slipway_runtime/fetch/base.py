@@ -18,10 +18,11 @@ MAX_FILES = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """What was fetched: the digest of the source, and its size in bytes."""
+    """What was fetched: the digest of the source, its size in bytes, and the commit where the source has such a thing."""
 
     digest: str
     size: int
+    revision: str | None = None
 
 
 class Source(ABC):
@@ -30,6 +31,19 @@ class Source(ABC):
     def __init__(self, uri: str, settings: Settings) -> None:
         self.uri = uri
         self.settings = settings
+
+    def secret(self, *keys: str) -> str | None:
+        """Return the value of the first of these keys that the user's Secret has, without surrounding space; None for an empty one."""
+        for key in keys:
+            path = self.settings.source_credentials / key
+            if path.is_file():
+                return path.read_text(encoding="utf-8", errors="replace").strip() or None
+        return None
+
+    def secret_keys(self) -> list[str]:
+        """Return the names of the keys in the user's Secret."""
+        folder = self.settings.source_credentials
+        return sorted(path.name for path in folder.iterdir() if not path.name.startswith("..")) if folder.is_dir() else []
 
     def resolve(self) -> str | None:
         """Return the source digest where it is known without a download."""

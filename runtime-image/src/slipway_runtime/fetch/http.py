@@ -1,31 +1,24 @@
-"""`http(s)://…`: one archive of the model folder, or one .onnx file, streamed with a size limit and resumed where the connection broke."""
+"""`http(s)://…`: one archive of the model folder, or one model file, streamed with a size limit and resumed where the connection broke."""
 
 from __future__ import annotations
 
-import hashlib
-import logging
-import random
-import shutil
-import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 import requests
 
-from slipway_runtime.fetch.archive import unpack
-from slipway_runtime.fetch.base import Budget, Fetched, Source
-from slipway_runtime.oci import RETRY_DELAYS, error_text
+from slipway_runtime.fetch.base import Fetched, Source
+from slipway_runtime.fetch.single import check_name, stored
+from slipway_runtime.fetch.transfer import Broken, Progress, Transfer, completed
+from slipway_runtime.oci import error_text
 from slipway_runtime.reasons import Failure
-
-log = logging.getLogger("slipway")
 
 _TIMEOUT = (10, 60)
 _CHUNK = 1 << 18
-_PROGRESS_SECONDS = 5.0
-_ARCHIVES = (".tar", ".tar.gz", ".tgz", ".zip")
-_PLAIN = (".onnx", ".npz")  # a model in one file; validation data
 _BROKEN = (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError)
+_UNUSABLE = (requests.exceptions.InvalidURL, requests.exceptions.TooManyRedirects, requests.exceptions.InvalidSchema)
 
 
 class HttpSource(Source):
@@ -34,61 +27,67 @@ class HttpSource(Source):
     def fetch(self, folder: Path) -> Fetched:
         """Download the file, hash it, and unpack an archive."""
         name = PurePosixPath(unquote(urlsplit(self.uri).path)).name
-        if not name.lower().endswith((*_ARCHIVES, *_PLAIN)):
-            raise Failure("ModelFolderInvalid", f"{name or self.shown!r} is none of {', '.join((*_ARCHIVES, *_PLAIN))}")
-        packed = folder.parent / f".download-{folder.name.strip('.')}"
-        try:
-            digest, size = self._download(packed)
-            if name.lower().endswith(_PLAIN):
-                shutil.move(packed, folder / name)
-            else:
-                unpack(packed, name, folder, Budget(self.settings.max_source_bytes))
-        finally:
-            packed.unlink(missing_ok=True)
-        return Fetched(f"sha256:{digest}", size)
+        check_name(name or self.shown)
+        return stored(name, folder, self.settings.max_source_bytes, self._download)
 
     @property
     def shown(self) -> str:
         """The URI without user, password and query, for messages."""
-        parts = urlsplit(self.uri)
-        return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+        return without_secrets(self.uri)
 
-    def _download(self, path: Path) -> tuple[str, int]:
-        transfer = _Transfer(path, self.settings.max_source_bytes)
-        attempt = 0
-        while True:
-            before = transfer.size
-            try:
-                self._continue(transfer)
-                return transfer.digest.hexdigest(), transfer.size
-            except _BROKEN as error:
-                attempt = 0 if transfer.size > before else attempt  # as long as bytes come, go on
-                if attempt >= len(RETRY_DELAYS):
-                    raise Failure("SourceUnreachable", f"{self.shown}: {error_text(error)}") from error
-                log.info("%s: %s; going on from byte %d", self.shown, error_text(error), transfer.size)
-                time.sleep(RETRY_DELAYS[attempt] * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
-                attempt += 1
-
-    def _continue(self, transfer: _Transfer) -> None:
-        session = requests.Session()
-        session.trust_env = False  # no .netrc
-        headers = {"Accept-Encoding": "identity"} | transfer.range_headers()
+    def _download(self, path: Path) -> Transfer:
         token, basic = self._credentials()
-        if token:
-            headers["Authorization"] = f"Bearer {token}"
-        try:
-            with session.get(self.uri, headers=headers, auth=basic, stream=True, timeout=_TIMEOUT) as response:
-                self._check(response)
-                transfer.receive(response)
-        except (requests.exceptions.InvalidURL, requests.exceptions.TooManyRedirects, requests.exceptions.InvalidSchema) as error:
-            raise Failure("SourceUnreachable", f"{self.shown}: {error}") from error
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        transfer = Transfer(path, self.settings.max_source_bytes, Progress(self.shown))
+        return completed(transfer, HttpFile(self.uri, self.shown, headers, basic).receive, self.shown)
 
     def _credentials(self) -> tuple[str | None, tuple[str, str] | None]:
-        folder = self.settings.source_credentials
-        values = {key: (folder / key).read_text().strip() for key in ("token", "username", "password") if (folder / key).is_file()}
-        if "token" in values:
+        values = {key: self.secret(key) for key in ("token", "username", "password")}
+        if values["token"]:
             return values["token"], None
-        return None, (values["username"], values.get("password", "")) if "username" in values else None
+        return None, (values["username"], values["password"] or "") if values["username"] else None
+
+
+def without_secrets(url: str) -> str:
+    """Return a URL without user, password and query."""
+    parts = urlsplit(url)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
+@dataclass(frozen=True, slots=True)
+class HttpFile:
+    """A file behind a URL, and how to ask for it.
+
+    Attributes:
+        url: where it lies.
+        shown: what messages call it.
+        headers: further headers, with the token if there is one.
+        basic: user and password.
+    """
+
+    url: str
+    shown: str
+    headers: Mapping[str, str] = field(default_factory=dict)
+    basic: tuple[str, str] | None = None
+
+    def receive(self, transfer: Transfer) -> None:
+        """Make one connection and append what comes.
+
+        Raises:
+            Failure: SourceNotFound, CredentialsRejected, SourceUnreachable, SourceTooLarge.
+            Broken: the connection ended early.
+        """
+        session = requests.Session()
+        session.trust_env = False  # no .netrc
+        headers = {"Accept-Encoding": "identity", **self.headers, **_range_headers(transfer)}
+        try:
+            with session.get(self.url, headers=headers, auth=self.basic, stream=True, timeout=_TIMEOUT) as response:
+                self._check(response)
+                _receive(response, transfer)
+        except _UNUSABLE as error:
+            raise Failure("SourceUnreachable", f"{self.shown}: {error}") from error
+        except _BROKEN as error:
+            raise Broken(error_text(error)) from error
 
     def _check(self, response: requests.Response) -> None:
         code = response.status_code
@@ -97,59 +96,32 @@ class HttpSource(Source):
         if code in (404, 410):
             raise Failure("SourceNotFound", f"{self.shown} does not exist (HTTP {code})")
         if code >= 500 or code == requests.codes.too_many_requests:
-            raise requests.ConnectionError(f"HTTP {code}")
+            raise Broken(f"HTTP {code}")
         if code not in (200, 206):
             raise Failure("SourceUnreachable", f"{self.shown} answers HTTP {code}")
 
 
-class _Transfer:
-    """A download that may take several connections. Its hash runs over the bytes as they are written."""
+def _range_headers(transfer: Transfer) -> dict[str, str]:
+    """Ask for the rest, and only if the file is still the same."""
+    if not transfer.size:
+        return {}
+    return {"Range": f"bytes={transfer.size}-"} | ({"If-Range": transfer.version} if transfer.version else {})
 
-    def __init__(self, path: Path, limit: int) -> None:
-        self.path = path
-        self.limit = limit
-        self.size = 0
-        self.digest = hashlib.sha256()
-        self._etag: str | None = None
-        self._said = time.monotonic()
-        path.write_bytes(b"")
 
-    def range_headers(self) -> dict[str, str]:
-        """Ask for the rest, and only if the file is still the same."""
-        if not self.size:
-            return {}
-        return {"Range": f"bytes={self.size}-"} | ({"If-Range": self._etag} if self._etag else {})
-
-    def receive(self, response: requests.Response) -> None:
-        """Append the body; start over when the server sends the whole file."""
-        if response.status_code == requests.codes.ok:
-            self._restart(response)
-        elif not response.headers.get("Content-Range", "").startswith(f"bytes {self.size}-"):
-            self.size = 0  # the next connection asks for all of it
-            raise requests.ConnectionError("the server sent another range than asked for")
-        left = response.headers.get("Content-Length")
-        total = self.size + int(left) if left and left.isdigit() else None
-        if total is not None and total > self.limit:
-            raise Failure("SourceTooLarge", f"the source has {total} bytes, more than {self.limit}")
-        with self.path.open("ab") as file:
-            for chunk in response.iter_content(_CHUNK):
-                self._append(file, chunk, total)
-        if total is not None and self.size < total:
-            raise requests.ConnectionError(f"the connection closed after {self.size} of {total} bytes")
-
-    def _restart(self, response: requests.Response) -> None:
-        self.size = 0
-        self.digest = hashlib.sha256()
-        self.path.write_bytes(b"")
+def _receive(response: requests.Response, transfer: Transfer) -> None:
+    """Append the body; start over when the server sends the whole file."""
+    if response.status_code == requests.codes.ok:
+        transfer.restart()
         etag = response.headers.get("ETag", "")
-        self._etag = etag if etag and not etag.startswith("W/") else response.headers.get("Last-Modified")
-
-    def _append(self, file: Any, chunk: bytes, total: int | None) -> None:
-        self.size += len(chunk)
-        if self.size > self.limit:
-            raise Failure("SourceTooLarge", f"the source has more than {self.limit} bytes")
-        self.digest.update(chunk)
-        file.write(chunk)
-        if time.monotonic() - self._said > _PROGRESS_SECONDS:
-            self._said = time.monotonic()
-            log.info("downloaded %d of %s bytes", self.size, total if total is not None else "?")
+        transfer.version = etag if etag and not etag.startswith("W/") else response.headers.get("Last-Modified")
+    elif not response.headers.get("Content-Range", "").startswith(f"bytes {transfer.size}-"):
+        transfer.restart()  # the next connection asks for all of it
+        raise Broken("the server sent another range than asked for")
+    left = response.headers.get("Content-Length")
+    total = transfer.size + int(left) if left and left.isdigit() else None
+    if total is not None:
+        transfer.expect(total)
+    for chunk in response.iter_content(_CHUNK):
+        transfer.append(chunk)
+    if total is not None and transfer.size < total:
+        raise Broken(f"the connection closed after {transfer.size} of {total} bytes")
