@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from slipway_runtime.reasons import Failure, first_line, is_out_of_memory
+from slipway_runtime.torchserve import SCRIPTED
 
 _SHOWN_KEYS = 3
 _GLOBAL = re.compile(r"(?:Unsupported global: GLOBAL|Unsupported class|WeightsUnpickler error: Unsupported class|call to) ([\w.]+)")
@@ -37,6 +38,8 @@ def build_module(folder: Path, entrypoint: str, arguments: Mapping[str, Any], we
     Raises:
         Failure: EntrypointNotFound, EntrypointFailed, EntrypointInvalid, WeightsMismatch, UnsafePickle or ModelFolderInvalid.
     """
+    if entrypoint == SCRIPTED:
+        return _read_scripted(folder / str(weights), str(weights)).eval()
     function = load_entrypoint(folder, entrypoint)
     module = _called(function, folder, entrypoint, arguments)
     if not isinstance(module, torch.nn.Module):
@@ -45,6 +48,16 @@ def build_module(folder: Path, entrypoint: str, arguments: Mapping[str, Any], we
     if weights is not None:
         load_weights(module, read_weights(folder / weights, weights), weights)
     return module.eval()
+
+
+def _read_scripted(path: Path, name: str) -> torch.nn.Module:
+    try:
+        return torch.jit.load(path, map_location="cpu")  # its code runs in the interpreter of TorchScript, which has no system calls
+    except (RuntimeError, ValueError, OSError) as error:
+        if is_out_of_memory(error):
+            raise MemoryError(first_line(error)) from error
+        text = f"{name} is not TorchScript ({first_line(error)}); an archive with a state dict needs its modelFile"
+        raise Failure("ModelFolderInvalid", text) from error
 
 
 def load_entrypoint(folder: Path, entrypoint: str) -> Callable[..., Any]:

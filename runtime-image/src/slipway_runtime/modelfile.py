@@ -10,6 +10,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from slipway_runtime import torchserve
 from slipway_runtime.artifact import Signature, TensorSpec, safe_path
 from slipway_runtime.reasons import Failure
 
@@ -36,6 +37,7 @@ class _Signature(_Strict):
 
 class _Image(_Strict):
     mode: Literal["L", "RGB"] = "RGB"
+    resize: int | None = Field(default=None, ge=1)
     size: list[int] = Field(min_length=2, max_length=2)
     scale: float | int = 1 / 255
     mean: list[float | int] = [0.0]
@@ -52,7 +54,7 @@ class _Validation(_Strict):
 
 
 class _ModelFile(_Strict):
-    format: Literal["PyTorch", "ONNX"] | None = None
+    format: Literal["PyTorch", "ONNX", "TorchServe"] | None = None
     entrypoint: str | None = None
     arguments: dict[str, Any] | None = None
     weights: str | None = None
@@ -97,13 +99,13 @@ def read_model(folder: Path, spec: Mapping[str, Any]) -> Model:
     Raises:
         Failure: ModelFolderInvalid, with the field or the file.
     """
-    file = _read_file(folder / FILE_NAME)
+    file = _with_archive(_read_file(folder / FILE_NAME), folder, spec["model"])
     own = dict(spec["model"])
     declared = spec.get("signature") or (file.signature and file.signature.model_dump())
     merged = {key: own.get(key) if own.get(key) is not None else getattr(file, key) for key in ("format", "entrypoint", "weights")}
     arguments = own.get("arguments") if own.get("arguments") is not None else file.arguments
     model = Model(
-        format=merged["format"] or _guessed_format(folder, merged["entrypoint"]),
+        format="PyTorch" if merged["format"] == "TorchServe" else merged["format"] or _guessed_format(folder, merged["entrypoint"]),
         entrypoint=merged["entrypoint"],
         arguments=dict(arguments or {}),
         weights=merged["weights"],
@@ -133,6 +135,25 @@ def parse_signature(value: Mapping[str, Any]) -> Signature:
         if any(isinstance(dim, int) and dim < 1 for row in side for dim in row.shape):
             raise Failure("ModelFolderInvalid", "signature: a dimension is a number above 0 or a name")
     return Signature(*sides)
+
+
+def _with_archive(file: _ModelFile, folder: Path, own: Mapping[str, Any]) -> _ModelFile:
+    """Fill what model.yaml leaves open from TorchServe's manifest, when the folder is an unpacked archive.
+
+    Whoever names a format of another kind and an entrypoint uses the archive as a plain folder, whatever its handler.
+    """
+    wanted = own.get("format") or file.format
+    if not torchserve.is_archive(folder):
+        if wanted == "TorchServe":
+            raise Failure("ModelFolderInvalid", f"format is TorchServe, and there is no {torchserve.MANIFEST} in the source")
+        return file
+    if wanted == "PyTorch" and (own.get("entrypoint") or file.entrypoint):
+        return file
+    try:
+        found = _ModelFile.model_validate(torchserve.described(folder))
+    except ValidationError as error:
+        raise Failure("ModelFolderInvalid", f"{torchserve.MANIFEST}: {_first(error)}") from error
+    return found.model_copy(update={name: getattr(file, name) for name in file.model_fields_set})
 
 
 def _read_file(path: Path) -> _ModelFile:

@@ -133,7 +133,11 @@ INVALID: list[tuple[str, Spec, str]] = [
         model(uri=f"oci://h/m@sha256:{'a' * 64}", digest=f"sha256:{'b' * 64}"),
         "digest differs from the digest in the URI; remove one of them",
     ),
-    ("unknown format", model(format="Keras"), 'spec.model.format: Unsupported value: "Keras": supported values: "PyTorch", "ONNX"'),
+    (
+        "unknown format",
+        model(format="Keras"),
+        'spec.model.format: Unsupported value: "Keras": supported values: "PyTorch", "ONNX", "TorchServe"',
+    ),
     ("entrypoint without callable", model(entrypoint="model"), ENTRYPOINT),
     ("entrypoint that is a file", model(entrypoint="model.py:build()"), ENTRYPOINT),
     ("entrypoint of ONNX", model(format="ONNX", entrypoint="model:build"), PYTORCH_ONLY),

@@ -21,7 +21,7 @@ from slipway.api.common import (
 )
 from slipway.api.rules import ApiModel, Rule, matches
 
-ModelFormat = Literal["PyTorch", "ONNX"]
+ModelFormat = Literal["PyTorch", "ONNX", "TorchServe"]
 Target = Literal["ONNX", "TorchScript", "ExportedProgram", "AOTInductor", "TorchTensorRT", "None"]
 Precision = Literal["Float32", "Float16", "BFloat16", "Int8Dynamic", "Int8Static"]
 # Which precisions a target can be built in; slipway_runtime.candidates.PRECISIONS is the converter's list, and a test keeps the two equal.
@@ -167,8 +167,8 @@ class ModelSource(ApiModel):
     )
     format: ModelFormat | None = Field(
         default=None,
-        description="What the folder holds: PyTorch or ONNX. Default: format in model.yaml, else ONNX for a single .onnx file, else "
-        "PyTorch.",
+        description="What the folder holds: PyTorch, ONNX or TorchServe (a .mar of torch-model-archiver with a default handler). "
+        "Default: format in model.yaml, else by the files.",
     )
     entrypoint: (
         Annotated[

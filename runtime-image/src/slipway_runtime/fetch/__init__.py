@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from slipway_runtime.content_key import content_key, tool_versions
-from slipway_runtime.fetch.base import Source
+from slipway_runtime.fetch.archive import unpack
+from slipway_runtime.fetch.base import Budget, Source
 from slipway_runtime.fetch.configmap import ConfigMapSource
 from slipway_runtime.fetch.http import HttpSource
 from slipway_runtime.fetch.hub import HubSource
@@ -18,6 +19,7 @@ from slipway_runtime.fetch.pvc import ClaimSource
 from slipway_runtime.oci import Client, parse_reference, read_docker_config
 from slipway_runtime.reasons import Failure, write_termination
 from slipway_runtime.settings import Settings, step, write_json
+from slipway_runtime.torchserve import packed_archive
 
 REPORT = "fetch.json"
 _SCHEMES: dict[str, type[Source]] = {
@@ -50,6 +52,7 @@ def run(settings: Settings) -> None:
     with step(f"fetched {settings.model['uri']}"):
         fetched = source.fetch(_empty(settings.folder))
     _check_pin(fetched.digest, pinned)
+    _unpack_archive(settings)
     if fetched.digest != known and _is_cached(fetched.digest, settings):
         return
     data = _fetch_data(settings)
@@ -97,6 +100,18 @@ def _empty(folder: Path) -> Path:
 def _check_pin(got: str, want: str | None) -> None:
     if want and got != want:
         raise Failure("DigestMismatch", f"the source has {got}, spec.model.digest wants {want}")
+
+
+def _unpack_archive(settings: Settings) -> None:
+    """Unpack the one .mar that a source of any scheme may be."""
+    packed = packed_archive(settings.folder)
+    if packed is None:
+        return
+    moved = packed.rename(settings.folder.parent / f".{packed.name}")
+    try:
+        unpack(moved, packed.name, settings.folder, Budget(settings.max_source_bytes))
+    finally:
+        moved.unlink()
 
 
 def _is_cached(source_digest: str, settings: Settings) -> bool:

@@ -22,7 +22,7 @@ Member = tuple[str, Callable[[], IO[bytes]]]
 
 
 def unpack(packed: Path, name: str, folder: Path, budget: Budget) -> None:
-    """Unpack a .tar, .tar.gz, .tgz or .zip; a single top folder is stripped.
+    """Unpack a .tar, .tar.gz, .tgz, .zip or .mar; a single top folder is stripped.
 
     Args:
         packed: the archive.
@@ -33,7 +33,7 @@ def unpack(packed: Path, name: str, folder: Path, budget: Budget) -> None:
     Raises:
         Failure: ModelFolderInvalid for an unsafe path, a link, a device, too many files or a damaged archive; SourceTooLarge.
     """
-    members = _zip_members if name.lower().endswith(".zip") else _tar_members
+    members = _zip_members if name.lower().endswith((".zip", ".mar")) else _tar_members
     try:
         for path, opened in members(packed):
             budget.add_file()

@@ -31,6 +31,8 @@ class ImagePreprocessing:
         mean: one value for all channels, or one per channel.
         std: as `mean`.
         layout: ``NCHW`` or ``NHWC``.
+        resize: the shorter side is made this long first, and `size` is cut out of the middle, as torchvision's Resize and CenterCrop
+            do; None: the whole image is made `size`.
     """
 
     mode: str
@@ -39,6 +41,7 @@ class ImagePreprocessing:
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
     layout: str = "NCHW"
+    resize: int | None = None
 
     @classmethod
     def parse(cls, preprocessing: Mapping[str, Any] | None) -> ImagePreprocessing | None:
@@ -59,6 +62,7 @@ class ImagePreprocessing:
                 mean=_floats(image.get("mean"), 0.0),
                 std=_floats(image.get("std"), 1.0),
                 layout=image.get("layout") or "NCHW",
+                resize=int(image["resize"]) if image.get("resize") is not None else None,
             )
         except (KeyError, TypeError, ValueError) as error:
             raise Failure("ModelLoadFailed", f"preprocessing.image is wrong: {error!r}") from error
@@ -67,7 +71,7 @@ class ImagePreprocessing:
 
     def _check(self) -> None:
         channels = _CHANNELS.get(self.mode)
-        if channels is None or self.layout not in ("NCHW", "NHWC") or min(self.size) < 1 or 0.0 in self.std:
+        if channels is None or self.layout not in ("NCHW", "NHWC") or min(*self.size, self.resize or 1) < 1 or 0.0 in self.std:
             raise Failure("ModelLoadFailed", "preprocessing.image: mode is L or RGB, layout NCHW or NHWC, size positive, std not 0")
         if not {len(self.mean), len(self.std)} <= {1, channels}:
             raise Failure("ModelLoadFailed", f"preprocessing.image: mean and std need 1 or {channels} values for mode {self.mode}")
@@ -97,9 +101,20 @@ class ImagePreprocessing:
                 upright = ImageOps.exif_transpose(image).convert(self.mode)
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise BadRequest(f"the image cannot be read: {error}") from error
+        if self.resize is not None:
+            return _middle(upright, self.resize, (height, width))
         if upright.size == (width, height):
             return upright
         return upright.resize((width, height), Image.Resampling.BILINEAR)
+
+
+def _middle(image: Image.Image, shorter: int, size: tuple[int, int]) -> Image.Image:
+    """Return torchvision's CenterCrop(size) of Resize(shorter); beyond the edges pixels are black, as there."""
+    factor = shorter / min(image.size)
+    width, height = (shorter if side == min(image.size) else int(factor * side) for side in image.size)
+    scaled = image if image.size == (width, height) else image.resize((width, height), Image.Resampling.BILINEAR)
+    top, left = round((height - size[0]) / 2), round((width - size[1]) / 2)
+    return scaled.crop((left, top, left + size[1], top + size[0]))
 
 
 def image_inputs(files: Sequence[bytes], preprocessing: ImagePreprocessing, signature: Signature) -> Tensors:
