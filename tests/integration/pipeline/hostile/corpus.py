@@ -1,4 +1,3 @@
-
 """Hostile model files, made by code. Nothing here is checked in as bytes; a payload does no more than write a canary file.
 
 A case edits a good model folder (ONNX ones: a good `model.onnx`), or makes an archive that a web server offers.
