@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,6 +29,10 @@ POD_TEMPLATE = f"{GROUP}/pod-template"  # annotation: the pod template as it was
 DIGEST = f"{GROUP}/artifact-digest"  # annotation: what the revision serves
 FORMAT = f"{GROUP}/format"  # annotation
 MANIFEST = f"{GROUP}/manifest"  # annotation of a shipped ServingRuntime: hash of the chart's manifest
+STABLE = f"{GROUP}/stable"  # annotation of the stable Service: which revision is stable
+EXPOSED = f"{GROUP}/exposed"  # annotation of the stable Service: the other revision that it leads to, while there is one
+PROMOTE = f"{GROUP}/promote"  # annotation: a revision, all the way; or <revision>/<n>, past its step n, counted from 1
+ABORT = f"{GROUP}/abort"  # annotation: a revision to give up
 
 SELECTOR = f"{MANAGED_BY}={FIELD_MANAGER}"
 MAX_LABEL = 63  # of a label's value and of a Service's name (RFC 1123)
@@ -56,6 +61,11 @@ def revision_name(deployment: str, shape: Mapping[str, Any]) -> str:
     room = MAX_LABEL - 9
     hashed: object = shape if len(deployment) <= room else [deployment, shape]
     return f"{deployment[:room].rstrip('-')}-{digest_of(hashed)[:8]}"
+
+
+def revision_pattern(deployment: str) -> str:
+    """Return a regular expression that matches the names of all revisions of a deployment."""
+    return re.escape(deployment[: MAX_LABEL - 9].rstrip("-")) + "-[0-9a-f]{8}"
 
 
 def job_name(artifact: str, attempt: int) -> str:

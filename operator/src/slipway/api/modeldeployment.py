@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from slipway.api.common import ATOMIC, INT64, Conditions, EnvVars, ObjectName, ResourceRequirements, ShortDuration, Toleration
+from slipway.api.rollout import Rollout, Routing
 from slipway.api.rules import ApiModel, Rule, StatusModel
 from slipway.api.source import ONNX_TARGETS, Conversion, ModelSource, Signature
 
@@ -85,6 +86,11 @@ class ModelDeploymentSpec(ApiModel):
         default=None, description="What the model is converted to and how it is checked. Default: ONNX Float32, checked on 64 samples."
     )
     serving: Serving = Field(default=Serving(), description="How the model is served. Default: one replica.")
+    rollout: Rollout | None = Field(
+        default=None, description="How a new revision takes over. Default: all at once, as soon as all its pods are ready."
+    )
+    routing: Routing | None = Field(default=None, description="How requests from outside reach the model. Default: a Service only.")
+    paused: bool = Field(default=False, description="Hold a rollout where it is; a bad revision is still rolled back. Default: false.")
     revision_history_limit: int = Field(
         default=5,
         ge=0,
@@ -101,8 +107,41 @@ class RevisionStatus(StatusModel):
     digest: str | None = Field(default=None, description="Digest of the converted model in the registry.")
     format: ObservedFormat | None = Field(default=None, description="Format that is served.")
     ready_replicas: int = Field(default=0, description="How many of its pods are ready. A count.")
-    weight: int = Field(default=0, description="Share of the requests that it gets, in percent.")
+    weight: int = Field(default=0, description="Share of the requests that it should get, in percent.")
+    share: int | None = Field(
+        default=None, description="Share that it really gets, in percent: that of the route, or of the ready pods when there is none."
+    )
     since: str | None = Field(default=None, json_schema_extra={"format": "date-time"}, description="When it took over.")
+
+
+class MetricStatus(StatusModel):
+    """What the last analysis said about one metric."""
+
+    name: str = Field(description="Name of the metric. Example: error-rate.")
+    verdict: Literal["Pass", "Fail", "Inconclusive"] = Field(description="Pass, Fail or Inconclusive.")
+    value: str | None = Field(default=None, description="Measured on the canary.")
+    baseline: str | None = Field(default=None, description="Measured on the stable revision over the same time.")
+    samples: int = Field(default=0, description="How many requests it rests on. A count.")
+    message: str | None = Field(default=None, description="The bound that it was compared with, or why there is no verdict.")
+
+
+class CanaryStatus(RevisionStatus):
+    """The revision that is coming up, or was given up."""
+
+    phase: Literal["Preparing", "Progressing", "Paused", "Promoting", "RolledBack"] | None = Field(
+        default=None,
+        description="Preparing (pods come up), Progressing (the step runs), Paused (waits for a promotion), Promoting (grows to full size) "
+        "or RolledBack.",
+    )
+    step: int | None = Field(default=None, description="The step of spec.rollout.steps that it is in, counted from 1.")
+    step_started_at: str | None = Field(
+        default=None, json_schema_extra={"format": "date-time"}, description="When it got its weight, or lost it for good, UTC."
+    )
+    reason: str | None = Field(default=None, description="Why it was given up or stopped. Example: AnalysisFailed.")
+    message: str | None = Field(default=None, description="The same as a sentence, with the measured values.")
+    metrics: Annotated[tuple[MetricStatus, ...], Field(json_schema_extra=ATOMIC)] | None = Field(
+        default=None, description="The last analysis."
+    )
 
 
 class HistoryEntry(StatusModel):
@@ -110,8 +149,8 @@ class HistoryEntry(StatusModel):
 
     revision: str = Field(description="Name of the revision. Example: digits-5d41402a.")
     digest: str | None = Field(default=None, description="Digest of the converted model that it served.")
-    outcome: Literal["Served", "Failed", "Superseded"] = Field(
-        description="Served (it was stable), Failed (it never became ready) or Superseded (a newer one came first)."
+    outcome: Literal["Served", "Failed", "RolledBack", "Superseded"] = Field(
+        description="Served (it was stable), Failed (it never became ready), RolledBack (given up) or Superseded (a newer one came first)."
     )
     reason: str | None = Field(default=None, description="Why it ended. Example: RevisionSuperseded.")
     finished_at: str | None = Field(default=None, json_schema_extra={"format": "date-time"}, description="When it ended.")
@@ -155,7 +194,7 @@ class ModelDeploymentStatus(StatusModel):
         default=None, description="Label selector of the pods, for autoscalers. Example: slipway.dev/deployment=digits."
     )
     stable: RevisionStatus | None = Field(default=None, description="The revision that serves.")
-    canary: RevisionStatus | None = Field(default=None, description="The revision that is coming up. Absent when none is.")
+    canary: CanaryStatus | None = Field(default=None, description="The revision that is coming up or was given up. Absent when none.")
     history: Annotated[tuple[HistoryEntry, ...], Field(json_schema_extra=ATOMIC)] = Field(
         default=(), description="Earlier revisions, the newest first; at most spec.revisionHistoryLimit."
     )
@@ -180,7 +219,8 @@ class ModelDeployment(ApiModel):
     api_version: Literal["slipway.dev/v1alpha1"] = Field(default="slipway.dev/v1alpha1", description="slipway.dev/v1alpha1.")
     kind: Literal["ModelDeployment"] = Field(default="ModelDeployment", description="ModelDeployment.")
     metadata: dict[str, Any] = Field(
-        description="Name, namespace, labels, annotations. The annotation slipway.dev/reconcile: disabled pauses the operator."
+        description="Name, namespace, labels, annotations. The annotation slipway.dev/reconcile: disabled pauses the operator; "
+        "slipway.dev/promote and slipway.dev/abort, with a revision as value, move a rollout by hand."
     )
     spec: ModelDeploymentSpec = Field(description="The wish. Only model.uri is required.")
     status: ModelDeploymentStatus | None = Field(default=None, description="What is. Written by the operator alone.")

@@ -72,6 +72,9 @@ class Reason(StrEnum):
     NAME_CONFLICT = "NameConflict"
     INVALID_SPEC = "InvalidSpec"
     RECONCILE_DISABLED = "ReconcileDisabled"
+    ANALYSIS_FAILED = "AnalysisFailed"
+    ROLLOUT_ABORTED = "RolloutAborted"
+    ROLLOUT_PAUSED = "RolloutPaused"
 
     READY = "Ready"
     AVAILABLE = "Available"
@@ -393,6 +396,22 @@ _FOUND_BY_OPERATOR: dict[Reason, ReasonDoc] = {
         "Slipway leaves this resource alone.",
         "It has the annotation slipway.dev/reconcile: disabled.",
         "Remove the annotation slipway.dev/reconcile.",
+    ),
+    R.ANALYSIS_FAILED: ReasonDoc(
+        "The new revision was given up, or stopped, because a metric of spec.rollout.analysis failed.",
+        "It answers worse than a limit allows, or worse than the stable revision did at the same time; the message has both values.",
+        "Correct the model and change spec.model; this revision is not tried again. The stable one serves.",
+    ),
+    R.ROLLOUT_ABORTED: ReasonDoc(
+        "The new revision was given up by hand.",
+        "`kubectl slipway abort`, or the annotation slipway.dev/abort, names it.",
+        "Change spec.model, or go back with `kubectl slipway undo`; this revision is not tried again. The stable one serves.",
+    ),
+    R.ROLLOUT_PAUSED: ReasonDoc(
+        "The rollout waits for a person.",
+        "Its step has no duration, spec.paused is true, or the analysis failed with onFailure: Pause.",
+        "Look at the new revision, then `kubectl slipway promote` (or resume) or `kubectl slipway abort`.",
+        retried=True,
     ),
 }
 
