@@ -7,19 +7,20 @@ is a row of a table test, and `slipway plan` shows what would happen by calling 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
 from slipway import names
 from slipway.api.reasons import Reason
 from slipway.plan import artifact as artifacts
-from slipway.plan import takeover, workload
+from slipway.plan import revisions, traffic, workload
 from slipway.plan.conversion import decide_artifact, events_for
 from slipway.plan.diagnose import Problem, workload_problem
 from slipway.plan.objects import annotation, changed, label, name_of, owner, ref, status_of
+from slipway.plan.rollout import Plan, Policy, advance, is_given_up, may_be_made
 from slipway.snapshot import ArtifactSnapshot, Config, Decision, DeploymentSnapshot, Event, Manifest, ObjectRef, Snapshot
-from slipway.status import Facts, artifact_state, blocking, deployment_status
+from slipway.status import Facts, artifact_state, blocking, deployment_status, rollout_events
 
 NOT_OURS_RETRY_SECONDS = 30.0
 
@@ -62,35 +63,38 @@ def _target(snapshot: DeploymentSnapshot, config: Config) -> _Target:
 
 def _decide_deployment(snapshot: DeploymentSnapshot, now: datetime, config: Config) -> Decision:
     resource, target = snapshot.resource, _target(snapshot, config)
-    found = takeover.revisions(snapshot, target.revision, target.replicas, now)
+    policy = revisions.policy(resource)
+    seen = revisions.observe(snapshot, target.revision, target.replicas, now)
+    plan = advance(revisions.remembered(resource, policy), seen, policy, now, config.drain_seconds)
     artifact = snapshot.artifacts.get(target.artifact)
-    runtime, stopper = _runtime(snapshot, target, artifact, found)
-    stopper = _conflict(snapshot, target) or stopper
+    runtime, stopper = _runtime(snapshot, target, artifact)
+    stopper = _conflict(snapshot, target) or _route_problem(snapshot) or stopper
     limit = int(resource["spec"].get("revisionHistoryLimit", 5))
     facts = Facts(
-        found=found,
-        replicas=target.replicas,
+        plan=plan,
+        seen=seen,
+        policy=policy,
+        deployments={name_of(d): d for d in snapshot.deployments},
         artifact=artifact,
         artifact_name=target.artifact,
-        target_problem=_problem(snapshot, found, target.revision),
-        stable_problem=_problem(snapshot, found, found.stable),
+        target_problem=_problem(snapshot, target.revision),
+        stable_problem=_problem(snapshot, plan.stable),
         stopper=stopper,
+        shares=traffic.real_shares(plan, seen.sides, _route(snapshot), name_of(resource), has_gateway=policy.has_gateway),
         history_limit=limit,
     )
     status = deployment_status(resource, facts, now)
-    doomed = takeover.surplus(found, status.get("history", ()), limit)
-    released, dropped = _release_artifacts(snapshot, target, found, doomed)
-    fresh = (
-        None if runtime is None or artifact is None else workload.revision_deployment(resource, target.revision, artifact, runtime, config)
-    )
-    sizes = takeover.sizes(found, target.replicas, now, config)
-    desired = () if _conflict(snapshot, target) else _desired(resource, target, found, fresh, sizes)
+    doomed = revisions.surplus(snapshot, (plan.stable, target.revision), status.get("history", ()), limit)
+    released, dropped = _release_artifacts(snapshot, target, doomed)
+    is_new = runtime is not None and artifact is not None and may_be_made(plan)
+    fresh = workload.revision_deployment(resource, target.revision, artifact, runtime, config) if is_new else None  # type: ignore[arg-type]
+    desired = () if _conflict(snapshot, target) else _desired(resource, target, snapshot, fresh, plan)
     return Decision(
-        apply=(*_claim_artifact(snapshot, target), *changed(desired, (*snapshot.deployments, *snapshot.services)), *released),
-        delete=(*_delete_revisions(snapshot, doomed), *dropped),
+        apply=(*_claim_artifact(snapshot, target), *desired, *released),
+        delete=(*_delete_revisions(snapshot, doomed), *_delete_routes(snapshot, policy), *dropped),
         status=None if status == status_of(resource) else status,
         events=_events(resource, facts),
-        requeue_after=NOT_OURS_RETRY_SECONDS if _conflict(snapshot, target) else takeover.drain_left(found, now, config),
+        requeue_after=NOT_OURS_RETRY_SECONDS if _conflict(snapshot, target) else plan.again,
     )
 
 
@@ -102,10 +106,18 @@ def _conflict(snapshot: DeploymentSnapshot, target: _Target) -> Problem | None:
     return Problem(Reason.NAME_CONFLICT, f"{other['kind']} {name_of(other)} exists and belongs to somebody else")
 
 
-def _runtime(
-    snapshot: DeploymentSnapshot, target: _Target, artifact: Manifest | None, found: takeover.Revisions
-) -> tuple[Manifest | None, Problem | None]:
-    if target.revision in found.by_name or artifact is None or not artifact_state(artifact)[0]:
+def _route(snapshot: DeploymentSnapshot) -> Manifest | None:
+    return next((r for r in snapshot.routes if name_of(r) == name_of(snapshot.resource)), None)
+
+
+def _route_problem(snapshot: DeploymentSnapshot) -> Problem | None:
+    said = traffic.route_problem(_route(snapshot))
+    return None if said is None else Problem(Reason.ROUTE_REJECTED, f"the gateway does not take the HTTPRoute: {said}")
+
+
+def _runtime(snapshot: DeploymentSnapshot, target: _Target, artifact: Manifest | None) -> tuple[Manifest | None, Problem | None]:
+    is_made = any(name_of(d) == target.revision for d in snapshot.deployments)
+    if is_made or artifact is None or not artifact_state(artifact)[0]:
         return None, None
     fmt, wanted = status_of(artifact)["format"], (snapshot.resource["spec"].get("serving") or {}).get("runtime")
     runtime = workload.runtime_for(fmt, wanted, snapshot.runtimes)
@@ -115,35 +127,39 @@ def _runtime(
     return None, Problem(Reason.SERVING_RUNTIME_MISSING, f"{named} the format {fmt}")
 
 
-def _problem(snapshot: DeploymentSnapshot, found: takeover.Revisions, revision: str | None) -> Problem | None:
-    deployment = found.by_name.get(revision or "")
-    return None if deployment is None else workload_problem(deployment, takeover.pods_of(snapshot, name_of(deployment)))
+def _problem(snapshot: DeploymentSnapshot, revision: str | None) -> Problem | None:
+    deployment = next((d for d in snapshot.deployments if name_of(d) == revision), None)
+    return None if deployment is None else workload_problem(deployment, revisions.pods_of(snapshot, name_of(deployment)))
 
 
-def _desired(
-    resource: Manifest, target: _Target, found: takeover.Revisions, fresh: Manifest | None, sizes: Mapping[str, int]
-) -> tuple[Manifest, ...]:
-    """Return every object that should exist; `fresh` is the target's Deployment when it has none yet."""
-    stable = found.stable or (target.revision if fresh is not None else None)
-    deployments = [workload.existing_deployment(resource, observed) for observed in found.by_name.values()]
-    wanted = dict(sizes)
-    if fresh is not None:
-        deployments.insert(0, dict(fresh))
-        wanted[target.revision] = target.replicas
+def _desired(resource: Manifest, target: _Target, snapshot: DeploymentSnapshot, fresh: Manifest | None, plan: Plan) -> tuple[Manifest, ...]:
+    """Return every object that should be written; `fresh` is the target's Deployment when it has none yet."""
+    if plan.stable is None and fresh is not None:  # the first of all: its address is there before its pods are
+        plan = replace(plan, stable=target.revision, weights={target.revision: 100})
+    made = [workload.existing_deployment(resource, d) for d in snapshot.deployments]
+    deployments = made if fresh is None else [dict(fresh), *made]
     objects: list[Manifest] = []
     for deployment in deployments:
         name = name_of(deployment)
-        objects.append(workload.with_scale(deployment, wanted[name], _role(name, stable, target.revision)))
-        objects.append(workload.revision_service(resource, name))
-    if stable is not None:
-        objects.append(workload.stable_service(resource, stable))
-    return tuple(objects)
+        objects.append(workload.with_scale(deployment, plan.sizes[name], _role(name, plan, target.revision)))
+        objects.append(traffic.revision_service(resource, name))
+    has_gateway = revisions.policy(resource).has_gateway
+    if plan.stable is not None:
+        objects.append(traffic.stable_service(resource, plan, has_gateway=has_gateway))
+    wanted = changed(objects, (*snapshot.deployments, *snapshot.services))
+    return (*wanted, *_changed_route(resource, snapshot, plan)) if has_gateway and plan.stable is not None else wanted
 
 
-def _role(revision: str, stable: str | None, target: str) -> str:
-    if revision == stable:
+def _changed_route(resource: Manifest, snapshot: DeploymentSnapshot, plan: Plan) -> tuple[Manifest, ...]:
+    observed = _route(snapshot)
+    desired = traffic.route(resource, plan.weights, observed)
+    return changed((desired,), snapshot.routes) if traffic.is_routed(observed, desired) else (desired,)
+
+
+def _role(revision: str, plan: Plan, target: str) -> str:
+    if revision == plan.stable:
         return "stable"
-    return "canary" if revision == target else "retired"
+    return "canary" if revision == target and not is_given_up(plan) else "retired"
 
 
 def _claim_artifact(snapshot: DeploymentSnapshot, target: _Target) -> tuple[Manifest, ...]:
@@ -165,11 +181,9 @@ def _with_owners(artifact: Manifest, owners: Sequence[Mapping[str, Any]]) -> Man
     return {**desired, "metadata": {**desired["metadata"], "name": metadata["name"]}}
 
 
-def _release_artifacts(
-    snapshot: DeploymentSnapshot, target: _Target, found: takeover.Revisions, doomed: Sequence[str]
-) -> tuple[list[Manifest], list[ObjectRef]]:
+def _release_artifacts(snapshot: DeploymentSnapshot, target: _Target, doomed: Sequence[str]) -> tuple[list[Manifest], list[ObjectRef]]:
     """Give up the artifacts that no kept revision uses: the last owner deletes, others only leave."""
-    kept = {target.artifact} | {label(d, names.ARTIFACT) for name, d in found.by_name.items() if name not in doomed}
+    kept = {target.artifact} | {label(d, names.ARTIFACT) for d in snapshot.deployments if name_of(d) not in doomed}
     uid = snapshot.resource["metadata"].get("uid")
     applied: list[Manifest] = []
     deleted: list[ObjectRef] = []
@@ -189,9 +203,9 @@ def _delete_revisions(snapshot: DeploymentSnapshot, doomed: Sequence[str]) -> tu
     return tuple(ref(o) for o in (*snapshot.deployments, *snapshot.services) if name_of(o) in doomed)
 
 
+def _delete_routes(snapshot: DeploymentSnapshot, policy: Policy) -> tuple[ObjectRef, ...]:
+    return () if policy.has_gateway else tuple(ref(route) for route in snapshot.routes)
+
+
 def _events(resource: Manifest, facts: Facts) -> tuple[Event, ...]:
-    taken: tuple[Event, ...] = ()
-    if facts.found.previous is not None:
-        message = f"revision {facts.found.stable} took over from {facts.found.previous}"
-        taken = (Event("Normal", str(Reason.AVAILABLE), message),)
-    return (*taken, *events_for(resource, blocking(facts)))
+    return (*rollout_events(resource, facts), *events_for(resource, blocking(facts)))

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from slipway.verdict import MetricVerdict
+
 Manifest = Mapping[str, Any]
 Kind = Literal["ModelDeployment", "ModelArtifact"]
 
@@ -46,7 +48,8 @@ class DeploymentSnapshot:
     """A ModelDeployment and what belongs to it.
 
     `artifacts` are the ModelArtifacts of its namespace that it owns or needs, by name; `deployments`, `services` and `pods` carry its
-    label, whoever owns them; `runtimes` are all ServingRuntimes. `foreign` are objects that have a name we need but not our label.
+    label, whoever owns them, as do `routes`; `runtimes` are all ServingRuntimes. `foreign` are objects that have a name we need but not our
+    label. `verdicts` are the last evaluation of the analysis.
     """
 
     resource: Manifest
@@ -56,6 +59,8 @@ class DeploymentSnapshot:
     pods: tuple[Manifest, ...] = ()
     runtimes: tuple[Manifest, ...] = ()
     foreign: tuple[Manifest, ...] = ()
+    routes: tuple[Manifest, ...] = ()
+    verdicts: tuple[MetricVerdict, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

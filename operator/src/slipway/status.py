@@ -6,7 +6,7 @@ Pure. What a user reads first is `Ready`: True when the spec is served in full, 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -15,8 +15,9 @@ from slipway.api.conditions import blocking_message, format_time, get_condition,
 from slipway.api.reasons import REASONS, Reason
 from slipway.plan.diagnose import Problem
 from slipway.plan.objects import annotation, condition, is_true, label, name_of, status_of
-from slipway.plan.takeover import Revisions, is_complete, ready_replicas
-from slipway.snapshot import Manifest
+from slipway.plan.revisions import is_complete, ready_replicas, remembered, rollout_row
+from slipway.plan.rollout import Observed, Phase, Plan, Policy, Rollout, is_given_up
+from slipway.snapshot import Event, Manifest
 
 Status = dict[str, Any]
 
@@ -25,14 +26,32 @@ Status = dict[str, Any]
 class Facts:
     """What the status is computed from, besides the resource."""
 
-    found: Revisions
-    replicas: int
+    plan: Plan
+    seen: Observed
+    policy: Policy
+    deployments: Mapping[str, Manifest]  # by revision
     artifact: Manifest | None  # of the target revision
     artifact_name: str
     target_problem: Problem | None = None
     stable_problem: Problem | None = None
     stopper: Problem | None = None  # something that keeps us from making objects at all
+    shares: Mapping[str, int] = field(default_factory=dict)  # the traffic that each revision really gets, in percent
     history_limit: int = 5
+
+    @property
+    def target(self) -> str:
+        """The revision that the spec asks for."""
+        return self.seen.target
+
+    @property
+    def replicas(self) -> int:
+        """How many pods should serve."""
+        return self.seen.replicas
+
+    @property
+    def stable(self) -> str | None:
+        """The revision that serves after this pass."""
+        return self.plan.stable
 
 
 def artifact_state(artifact: Manifest | None) -> tuple[bool, Problem]:
@@ -46,8 +65,7 @@ def artifact_state(artifact: Manifest | None) -> tuple[bool, Problem]:
 
 def is_settled(facts: Facts) -> bool:
     """Say whether the target is stable and at its full size."""
-    found = facts.found
-    return found.stable == found.target and is_complete(found.by_name.get(found.target), facts.replicas)
+    return facts.stable == facts.target and is_complete(facts.deployments.get(facts.target), facts.replicas)
 
 
 def blocking(facts: Facts) -> Problem:
@@ -55,28 +73,61 @@ def blocking(facts: Facts) -> Problem:
     if facts.stopper is not None:
         return facts.stopper
     if is_settled(facts):
-        return Problem(Reason.READY, f"revision {facts.found.target} serves with {facts.replicas} replicas")
+        return Problem(Reason.READY, f"revision {facts.target} serves with {facts.replicas} replicas")
+    rollout = facts.plan.rollout
+    if rollout is not None and rollout.fault is not None:
+        return Problem(rollout.fault.reason, rollout.fault.message)
     is_ready, artifact = artifact_state(facts.artifact)
-    if facts.found.target not in facts.found.by_name and not is_ready:
+    if facts.target not in facts.deployments and not is_ready:
         return artifact
-    if facts.target_problem is not None:
-        return facts.target_problem
-    ready = ready_replicas(facts.found.by_name.get(facts.found.target))
-    return Problem(Reason.PROGRESSING, f"{ready} of {facts.replicas} pods of revision {facts.found.target} are ready")
+    return facts.target_problem or _progress(facts)
+
+
+def _progress(facts: Facts) -> Problem:
+    """Return where a rollout stands that nothing is wrong with."""
+    rollout, policy = facts.plan.rollout, facts.policy
+    if policy.is_paused and rollout is not None:
+        return Problem(Reason.ROLLOUT_PAUSED, f"revision {facts.target} waits at {rollout.weight} % of the traffic: spec.paused is true")
+    if rollout is not None and rollout.phase is Phase.PAUSED:
+        return Problem(Reason.ROLLOUT_PAUSED, f"{_step(facts, rollout)}; it waits to be promoted")
+    if rollout is not None and rollout.phase is Phase.PROGRESSING:
+        return Problem(Reason.PROGRESSING, _step(facts, rollout))
+    wanted = facts.plan.sizes.get(facts.target, facts.replicas)
+    ready = ready_replicas(facts.deployments.get(facts.target))
+    return Problem(Reason.PROGRESSING, f"{ready} of {wanted} pods of revision {facts.target} are ready")
+
+
+def _step(facts: Facts, rollout: Rollout) -> str:
+    return f"step {rollout.step + 1} of {len(facts.policy.steps)}: revision {facts.target} gets {rollout.weight} % of the traffic"
+
+
+def rollout_events(resource: Manifest, facts: Facts) -> tuple[Event, ...]:
+    """Return what happened to the rollout in this pass: a new weight, a wait, the takeover. Its failure is what blocks."""
+    before, after = remembered(resource, facts.policy), facts.plan.rollout
+    if facts.stable is not None and facts.seen.stable not in (None, facts.stable):
+        return (Event("Normal", str(Reason.AVAILABLE), f"revision {facts.stable} took over from {facts.seen.stable}"),)
+    if after is None or after.fault is not None:
+        return ()
+    known = (before.phase, before.weight) if before is not None and before.revision == after.revision else (None, 0)
+    if known == (after.phase, after.weight):
+        return ()
+    if after.phase is Phase.PAUSED:
+        return (Event("Normal", str(Reason.ROLLOUT_PAUSED), f"{_step(facts, after)}; it waits to be promoted"),)
+    return (Event("Normal", str(Reason.PROGRESSING), _step(facts, after)),) if after.phase is Phase.PROGRESSING else ()
 
 
 def deployment_status(resource: Manifest, facts: Facts, now: datetime) -> Status:
     """Return the whole status; fields that have no value are absent."""
-    before, found = status_of(resource), facts.found
+    before = status_of(resource)
     name, namespace = name_of(resource), resource["metadata"]["namespace"]
-    stable = found.by_name.get(found.stable or "")
+    stable = facts.deployments.get(facts.stable or "")
     values: Status = {
         "observedGeneration": resource["metadata"].get("generation", 1),
         "conditions": _conditions(resource, facts, now),
-        "url": names.stable_url(name, namespace) if found.stable else None,
+        "url": names.stable_url(name, namespace) if facts.stable else None,
         "replicas": int(status_of(stable).get("replicas", 0)) if stable is not None else 0,
-        "selector": f"{names.DEPLOYMENT}={name},{names.REVISION}={found.stable or found.target}",
-        "stable": _stable(facts),
+        "selector": f"{names.DEPLOYMENT}={name},{names.REVISION}={facts.stable or facts.target}",
+        "stable": _stable(before, facts, now),
         "canary": _coming(facts),
         "history": _history(before, facts, now),
         "lastFailure": _last_failure(before, facts),
@@ -116,7 +167,7 @@ def _condition_rows(facts: Facts) -> list[tuple[str, bool | None, Problem]]:
 
 
 def _availability(facts: Facts) -> tuple[bool, Problem]:
-    stable = facts.found.by_name.get(facts.found.stable or "")
+    stable = facts.deployments.get(facts.stable or "")
     ready = ready_replicas(stable)
     if stable is not None and (ready > 0 or facts.replicas == 0):
         return True, Problem(Reason.AVAILABLE, f"revision {name_of(stable)} answers from {ready} of {facts.replicas} pods")
@@ -139,6 +190,7 @@ _NO_FAILURE = {
     Reason.UP_TO_DATE,
     Reason.ARTIFACT_READY,
     Reason.RECONCILE_DISABLED,
+    Reason.ROLLOUT_PAUSED,
 }
 
 
@@ -147,23 +199,31 @@ def is_failure(reason: Reason) -> bool:
     return reason in REASONS and reason not in _NO_FAILURE
 
 
-def _stable(facts: Facts) -> Status | None:
-    found = facts.found
-    if found.stable is None:
+def _stable(before: Mapping[str, Any], facts: Facts, now: datetime) -> Status | None:
+    if facts.stable is None:
         return None
-    values = _revision(found.by_name.get(found.stable), found.stable, weight=100)
-    return values | ({"since": format_time(found.since)} if found.since else {})
+    rollout = facts.plan.rollout
+    values = _revision(facts, facts.stable, weight=100 - (rollout.weight if rollout is not None else 0))
+    recorded = before.get("stable") or {}
+    is_same = recorded.get("revision") == facts.stable and recorded.get("since")
+    since = recorded["since"] if is_same else (format_time(now) if values["readyReplicas"] > 0 else None)
+    return values | ({"since": since} if since else {})
 
 
 def _coming(facts: Facts) -> Status | None:
-    found = facts.found
-    if found.target == found.stable:
+    if facts.target == facts.stable:
         return None
-    return {"artifact": facts.artifact_name} | _revision(found.by_name.get(found.target), found.target, weight=0)
+    rollout = facts.plan.rollout
+    row = {"artifact": facts.artifact_name} | _revision(facts, facts.target, weight=0)
+    metrics = [verdict.as_status() for verdict in facts.seen.verdicts]
+    return row | ({} if rollout is None else rollout_row(rollout, facts.policy)) | ({"metrics": metrics} if metrics else {})
 
 
-def _revision(deployment: Manifest | None, revision: str, *, weight: int) -> Status:
+def _revision(facts: Facts, revision: str, *, weight: int) -> Status:
+    deployment, rollout = facts.deployments.get(revision), facts.plan.rollout
     values: Status = {"revision": revision, "readyReplicas": ready_replicas(deployment), "weight": weight}
+    if rollout is not None and rollout.weight > 0:
+        values["share"] = facts.shares.get(revision)
     if deployment is not None:
         values |= {
             "artifact": label(deployment, names.ARTIFACT),
@@ -174,15 +234,19 @@ def _revision(deployment: Manifest | None, revision: str, *, weight: int) -> Sta
 
 
 def _history(before: Mapping[str, Any], facts: Facts, now: datetime) -> list[Status]:
-    """Put what ended in this pass in front: a revision that was replaced, or one that was given up before it served."""
-    entries, found = list(before.get("history") or ()), facts.found
+    """Put what ended in this pass in front: a revision that was replaced, given up, or overtaken before it served."""
+    entries, rollout = list(before.get("history") or ()), facts.plan.rollout
     coming, served = before.get("canary") or {}, before.get("stable") or {}
-    if coming.get("revision") not in (None, found.target, found.stable):
+    was_given_up = coming.get("phase") == Phase.ROLLED_BACK
+    if coming.get("revision") not in (None, facts.target, facts.stable) and not was_given_up:
         failure = before.get("lastFailure") or {}
         has_failed = failure.get("revision") == coming["revision"]
         outcome, reason = ("Failed", failure.get("reason")) if has_failed else ("Superseded", str(Reason.REVISION_SUPERSEDED))
         entries.insert(0, _ended(coming, outcome, str(reason), now))
-    if served.get("since") is not None and served["revision"] != found.stable:
+    if rollout is not None and is_given_up(facts.plan) and not (was_given_up and coming.get("revision") == rollout.revision):
+        reason = str(rollout.fault.reason) if rollout.fault is not None else ""
+        entries.insert(0, _ended(_revision(facts, rollout.revision, weight=0), "RolledBack", reason, now))
+    if served.get("since") is not None and served["revision"] != facts.stable:
         entries.insert(0, _ended(served, "Served", str(Reason.REVISION_SUPERSEDED), now))
     return entries[: max(facts.history_limit, 1)]
 
@@ -204,7 +268,7 @@ def _last_failure(before: Mapping[str, Any], facts: Facts) -> Status | None:
     failure = dict(status_of(facts.artifact).get("lastFailure") or {}) if facts.artifact is not None else {}
     own = {key: value for key, value in cause.as_failure().items() if key != "container"}
     shared = {key: failure[key] for key in ("message", "exitCode") if failure.get("reason") == own["reason"] and key in failure}
-    return {**own, **shared, "revision": facts.found.target}
+    return {**own, **shared, "revision": facts.target}
 
 
 def with_write_failure(resource: Manifest, reason: Reason, message: str, now: datetime) -> Status:

@@ -16,8 +16,8 @@ from itertools import combinations
 import pytest
 
 from slipway.api.reasons import Reason
-from slipway.plan.rollout import Fault, Observed, Phase, Plan, Policy, Rollout, Side, Step, Strategy, advance
-from slipway.plan.verdict import MetricVerdict
+from slipway.plan.rollout import SOON, Fault, Observed, Phase, Plan, Policy, Rollout, Side, Step, Strategy, advance
+from slipway.verdict import MetricVerdict
 
 NOW = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
 YOUNG, OLD = NOW - timedelta(seconds=1), NOW - timedelta(hours=1)  # an hour: the operator was away
@@ -130,9 +130,9 @@ def write(world: World, change: tuple[str, object]) -> World:
 def write_status(world: World, plan: Plan) -> World:
     rollout, left = plan.rollout, dict(world.left)
     before = world.rollout
-    if before is not None and before.phase is not Phase.ROLLED_BACK:
-        if before.revision != world.spec or (rollout is not None and rollout.phase is Phase.ROLLED_BACK):
-            left[before.revision] = False
+    is_over = before is not None and (before.revision != world.spec or (rollout is not None and rollout.phase is Phase.ROLLED_BACK))
+    if before is not None and is_over and before.phase is not Phase.ROLLED_BACK:
+        left[before.revision] = False
     for name, weight in dict(world.route).items():
         if weight and name not in plan.weights:
             left[name] = False
@@ -159,6 +159,14 @@ def passes(world: World, plan: Plan, game: Game) -> Iterator[World]:
 
 def happens(world: World, game: Game) -> Iterator[World]:
     """What the environment may do next."""
+    yield from pods_happen(world, game)
+    yield from people_happen(world, game)
+    if world.rollout is not None and world.rollout.weight > 0 and game.policy.interval:
+        yield from (replace(world, verdict=verdict) for verdict in ("Pass", "Fail", "Inconclusive"))
+    yield aged(world)
+
+
+def pods_happen(world: World, game: Game) -> Iterator[World]:
     for name, pods in world.pods:
         if pods.ready < pods.size:
             yield world.with_pods(name, replace(pods, ready=pods.ready + 1))
@@ -166,17 +174,14 @@ def happens(world: World, game: Game) -> Iterator[World]:
             yield world.with_pods(name, replace(pods, ready=pods.ready - 1))
         if game.people and not pods.is_bad and pods.ready > 0 and name != A:
             yield world.with_pods(name, replace(pods, ready=pods.ready - 1, is_bad=True))
-    for spec in game.specs:
-        if spec != world.spec:
-            yield replace(world, spec=spec, abort=None)
-    if world.rollout is not None:
-        if world.rollout.weight > 0:
-            yield from (replace(world, verdict=verdict) for verdict in ("Pass", "Fail", "Inconclusive") if game.policy.interval)
-        if game.people:
-            yield replace(world, abort=world.spec)
+
+
+def people_happen(world: World, game: Game) -> Iterator[World]:
+    yield from (replace(world, spec=spec, abort=None) for spec in game.specs if spec != world.spec)
     if game.people:
         yield replace(world, is_paused=not world.is_paused)
-    yield aged(world)
+        if world.rollout is not None:
+            yield replace(world, abort=world.spec)
 
 
 def aged(world: World) -> World:
@@ -228,6 +233,24 @@ def check_traffic(after: World, game: Game) -> None:
         assert sum(dict(after.route).values()) == 100
 
 
+def check_rest(world: World, game: Game) -> None:
+    """A pass as the worker makes it: objects until they are at rest, then the status. After it there is nothing more to do at once."""
+    for _ in range(4):
+        plan = decide(world, game)
+        changes = writes(world, plan, game)
+        if not changes:
+            break
+        for change in changes:
+            world = write(world, change)
+    after = write_status(world, plan)
+    assert not changes, "the objects do not come to rest"
+    if plan.again is not None and plan.again <= SOON:
+        return
+    again = decide(after, game)
+    assert not writes(after, again, game), "a pass leaves work undone"
+    assert again.rollout == after.rollout, "a pass leaves a transition undone"
+
+
 def explore(game: Game) -> set[World]:
     """All states that can be reached, each checked."""
     first = canonical(World())
@@ -237,6 +260,7 @@ def explore(game: Game) -> set[World]:
         plan = decide(world, game)
         check(world, plan, game)
         worlds = list(passes(world, plan, game))
+        check_rest(world, game)
         for after in worlds:
             check_traffic(after, game)
         for after in (*worlds, *happens(world, game)):
@@ -253,7 +277,7 @@ def ends(world: World, game: Game, known: dict[World, str]) -> str:
     while path[-1] not in known:
         after = helped(path[-1], game)
         if after == path[-1]:
-            known[after] = outcome(after)
+            known[after] = outcome(after, game)
             break
         assert len(path) < 60, f"no end is reached: {path[-3:]}"
         path.append(after)
@@ -274,12 +298,16 @@ def helped(world: World, game: Game) -> World:
     return canonical(world)
 
 
-def outcome(world: World) -> str:
-    if world.rollout is None:
-        return "served" if world.stable == world.spec else "lost"
-    if world.rollout.phase is Phase.ROLLED_BACK:
-        return "rolled back"
-    return "waits for pods" if world.of(world.spec).is_bad or world.of(world.stable).is_bad else "livelock"
+def outcome(world: World, game: Game) -> str:
+    """What a state is in which nothing happens any more; "wrong" when it is none that a user could want."""
+    is_over = world.rollout is None or world.rollout.phase is Phase.ROLLED_BACK
+    if is_over:
+        serving = world.spec if world.rollout is None else world.stable
+        sizes = {name: pods.size for name, pods in world.pods if pods.size}
+        is_right = world.stable == world.selector == serving and world.exposed is None and sizes == {serving: game.replicas}
+        is_right = is_right and (not game.policy.has_gateway or world.route == ((serving, 100),))
+        return "wrong" if not is_right else "served" if world.rollout is None else "rolled back"
+    return "waits for pods" if world.of(world.spec).is_bad or world.of(world.stable).is_bad else "wrong"
 
 
 CANARY = Policy(Strategy.CANARY, (Step(10, HOLD), Step(50, HOLD)))

@@ -12,6 +12,7 @@ from slipway.api.modelartifact import ModelArtifactStatus
 from slipway.api.modeldeployment import ModelDeploymentStatus
 from slipway.decide import decide
 from slipway.snapshot import ArtifactSnapshot, Config, Decision, DeploymentSnapshot
+from slipway.verdict import MetricVerdict
 
 CONFIG = Config()
 DIGEST = "sha256:" + "a" * 64
@@ -42,6 +43,7 @@ class World:
         self.now = T0
         self.runtimes: tuple[dict[str, Any], ...] = (RUNTIME,)
         self.foreign: tuple[dict[str, Any], ...] = ()
+        self.verdicts: tuple[MetricVerdict, ...] = ()
         self.events: list[Any] = []
         self.writes = 0
         for resource in resources:
@@ -77,7 +79,15 @@ class World:
         mine = [o for o in self.objects.values() if (o["metadata"].get("labels") or {}).get(names.DEPLOYMENT) == name]
         of = lambda k: tuple(o for o in mine if o["kind"] == k)  # noqa: E731
         return DeploymentSnapshot(
-            resource, self.kind("ModelArtifact"), of("Deployment"), of("Service"), of("Pod"), self.runtimes, self.foreign
+            resource,
+            self.kind("ModelArtifact"),
+            of("Deployment"),
+            of("Service"),
+            of("Pod"),
+            self.runtimes,
+            self.foreign,
+            of("HTTPRoute"),
+            self.verdicts,
         )
 
     def step(self, kind: str, name: str) -> Decision:

@@ -75,6 +75,7 @@ class Reason(StrEnum):
     ANALYSIS_FAILED = "AnalysisFailed"
     ROLLOUT_ABORTED = "RolloutAborted"
     ROLLOUT_PAUSED = "RolloutPaused"
+    ROUTE_REJECTED = "RouteRejected"
 
     READY = "Ready"
     AVAILABLE = "Available"
@@ -411,6 +412,12 @@ _FOUND_BY_OPERATOR: dict[Reason, ReasonDoc] = {
         "The rollout waits for a person.",
         "Its step has no duration, spec.paused is true, or the analysis failed with onFailure: Pause.",
         "Look at the new revision, then `kubectl slipway promote` (or resume) or `kubectl slipway abort`.",
+        retried=True,
+    ),
+    R.ROUTE_REJECTED: ReasonDoc(
+        "The gateway does not accept the HTTPRoute.",
+        "spec.routing.gateway names a Gateway that is not there, or whose listeners allow no route of this namespace or hostname.",
+        "Correct spec.routing, or the allowedRoutes of the Gateway; `kubectl describe httproute` has the gateway's own words.",
         retried=True,
     ),
 }

@@ -52,7 +52,7 @@ class Rollout(ApiModel):
             lambda rollout: rollout.strategy != "Canary" or bool(rollout.steps),
         ),
         Rule(
-            "self.strategy != 'BlueGreen' || !has(self.steps) || size(self.steps) == 0 || size(self.steps) == 1 && self.steps[0].weight == 100",
+            "self.strategy != 'BlueGreen' || !has(self.steps) || self.steps.size() < 2 && self.steps.all(s, s.weight == 100)",
             "BlueGreen has one step at most, of weight 100: how long the old revision is kept at full size after the switch",
             lambda rollout: rollout.strategy != "BlueGreen" or [step.weight for step in rollout.steps or ()] in ([], [100]),
         ),
@@ -72,7 +72,8 @@ class Rollout(ApiModel):
         default=None, description="Rising weights. Example: [{weight: 10, duration: 1m}, {weight: 50, duration: 5m}]."
     )
     on_failure: Literal["Rollback", "Pause"] = Field(
-        default="Rollback", description="What a failed analysis does: Rollback, or Pause until somebody promotes or aborts. Default: Rollback."
+        default="Rollback",
+        description="What a failed analysis does: Rollback, or Pause until it is promoted or aborted. Default: Rollback.",
     )
 
 
@@ -96,7 +97,7 @@ class Routing(ApiModel):
 
     gateway: Gateway | None = Field(
         default=None,
-        description="The gateway that an HTTPRoute with the weights is attached to. Default: none; weights are then made by numbers of pods.",
+        description="The gateway that an HTTPRoute with the weights is attached to. Default: none; numbers of pods then make the weights.",
     )
     hostnames: Annotated[tuple[Hostname, ...], Field(max_length=16, json_schema_extra=ATOMIC)] | None = Field(
         default=None, description="Hostnames of the route. Example: [digits.example.com]. Default: every one of the gateway."

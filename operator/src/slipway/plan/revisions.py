@@ -7,11 +7,13 @@ or after it leaves nothing half done.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
 from slipway import names
 from slipway.api.common import parse_duration
+from slipway.api.conditions import format_time, truncate
 from slipway.api.reasons import Reason
 from slipway.plan.diagnose import Problem, container_statuses, workload_problem
 from slipway.plan.objects import annotation, label, name_of, status_of
@@ -52,7 +54,7 @@ def pods_of(snapshot: DeploymentSnapshot, revision: str) -> tuple[Manifest, ...]
     return tuple(pod for pod in snapshot.pods if label(pod, names.REVISION) == revision)
 
 
-def observe(snapshot: DeploymentSnapshot, target: str, replicas: int) -> Observed:
+def observe(snapshot: DeploymentSnapshot, target: str, replicas: int, now: datetime) -> Observed:
     """Return what the state machine needs to know of the cluster."""
     status = status_of(snapshot.resource)
     service, since = stable_service_of(snapshot), _moment((status.get("canary") or {}).get("stepStartedAt"))
@@ -65,16 +67,21 @@ def observe(snapshot: DeploymentSnapshot, target: str, replicas: int) -> Observe
         since=_moment(recorded.get("since")) if recorded.get("revision") == stable else None,
         exposed=annotation(service, names.EXPOSED) if service is not None else None,
         sides=sides,
-        left=_left(status, sides),
+        left=_left(status, sides, None if recorded.get("revision") == stable else now),
         verdicts=snapshot.verdicts,
     )
 
 
-def _left(status: Mapping[str, Any], revisions: Mapping[str, Side]) -> dict[str, datetime]:
-    """Return when each revision lost its traffic, as far as it is known; the last takeover is the latest that it can be."""
-    moments = {revision: _moment((status.get("stable") or {}).get("since")) for revision in revisions}
+def _left(status: Mapping[str, Any], revisions: Mapping[str, Side], taken: datetime | None) -> dict[str, datetime]:
+    """Return when each revision lost its traffic, as far as it is known; the last takeover is the latest that it can be.
+
+    `taken` is set when that takeover is so young that the status does not tell of it.
+    """
+    recorded = status.get("stable") or {}
+    moments = {revision: (taken if recorded else None) or _moment(recorded.get("since")) for revision in revisions}
     for entry in reversed(status.get("history") or ()):
-        moments[entry["revision"]] = _moment(entry.get("finishedAt"))
+        if taken is None or entry["revision"] != recorded.get("revision"):
+            moments[entry["revision"]] = _moment(entry.get("finishedAt"))
     return {revision: moment for revision, moment in moments.items() if moment is not None}
 
 
@@ -109,35 +116,34 @@ def policy(resource: Manifest) -> Policy:
     """Return what the user wants of a rollout."""
     spec = resource["spec"]
     rollout: Mapping[str, Any] | None = spec.get("rollout")
-    common = {
-        "has_gateway": bool((spec.get("routing") or {}).get("gateway")),
-        "is_paused": bool(spec.get("paused", False)),
-        "promote": annotation(resource, names.PROMOTE),
-        "abort": annotation(resource, names.ABORT),
-    }
+    plain = Policy(
+        has_gateway=bool((spec.get("routing") or {}).get("gateway")),
+        is_paused=bool(spec.get("paused", False)),
+        promote=annotation(resource, names.PROMOTE),
+        abort=annotation(resource, names.ABORT),
+    )
     if rollout is None:
-        return Policy(**common)
-    steps = tuple(Step(int(s["weight"]), parse_duration(s["duration"]) if s.get("duration") else None) for s in rollout.get("steps", ()))
+        return plain
     analysis = rollout.get("analysis") or {}
-    return Policy(
+    return replace(
+        plain,
         strategy=Strategy(rollout.get("strategy", Strategy.CANARY)),
-        steps=steps,
+        steps=tuple(Step(int(s["weight"]), parse_duration(s["duration"]) if s.get("duration") else None) for s in rollout.get("steps", ())),
         pauses_on_failure=rollout.get("onFailure") == "Pause",
         interval=parse_duration(analysis.get("interval", "15s")) if analysis else None,
-        **common,
     )
 
 
-def remembered(resource: Manifest) -> Rollout | None:
+def remembered(resource: Manifest, policy: Policy) -> Rollout | None:
     """Return the rollout that the status tells of, or None. What it does not say is as at the beginning."""
     row = status_of(resource).get("canary")
     if not row:
         return None
-    reason = row.get("reason")
+    reason, phase = row.get("reason"), Phase(row.get("phase", Phase.PREPARING))
     return Rollout(
         revision=row["revision"],
-        phase=Phase(row.get("phase", Phase.PREPARING)),
-        step=max(0, int(row.get("step", 1)) - 1),
+        phase=phase,
+        step=len(policy.steps) if phase is Phase.PROMOTING else max(0, int(row.get("step", 1)) - 1),
         weight=int(row.get("weight", 0)),
         since=_moment(row.get("stepStartedAt")),
         fault=Fault(Reason(reason), row.get("message", "")) if reason in set(Reason) else None,
@@ -153,6 +159,20 @@ def surplus(snapshot: DeploymentSnapshot, kept: Sequence[str | None], history: S
     kept_first = sorted(stopped, key=lambda n: str(by_name[n]["metadata"].get("creationTimestamp", "")), reverse=True)
     kept_first.sort(key=lambda n: rank.get(n, len(history)))
     return tuple(kept_first[limit:])
+
+
+def rollout_row(rollout: Rollout, policy: Policy) -> dict[str, Any]:
+    """Return what `remembered` reads, as part of `status.canary`."""
+    has_step = policy.steps and rollout.phase is not Phase.PROMOTING
+    values = {
+        "weight": rollout.weight,
+        "phase": str(rollout.phase),
+        "step": min(rollout.step + 1, len(policy.steps)) if has_step else None,
+        "stepStartedAt": format_time(rollout.since) if rollout.since is not None else None,
+        "reason": str(rollout.fault.reason) if rollout.fault is not None else None,
+        "message": truncate(rollout.fault.message) if rollout.fault is not None else None,
+    }
+    return {key: value for key, value in values.items() if value is not None}
 
 
 def _moment(text: str | None) -> datetime | None:

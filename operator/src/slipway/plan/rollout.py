@@ -16,13 +16,12 @@ from datetime import datetime
 from enum import StrEnum
 
 from slipway.api.reasons import Reason
-from slipway.plan.verdict import MetricVerdict, failures, overall
+from slipway.verdict import MetricVerdict, failures, overall
 
 MAX_TRANSITIONS = 4  # in one pass; more would be a loop
+SOON = 1.0  # seconds
 # What a pod can do that tells against its model rather than against its node or the registry.
-FAULTS = frozenset(
-    {Reason.PODS_CRASHING, Reason.OUT_OF_MEMORY, Reason.MODEL_LOAD_FAILED, Reason.GOLDEN_MISMATCH, Reason.INVALID_ARGUMENTS}
-)
+FAULTS = frozenset({Reason.PODS_CRASHING, Reason.OUT_OF_MEMORY, Reason.MODEL_LOAD_FAILED, Reason.GOLDEN_MISMATCH, Reason.INVALID_ARGUMENTS})
 # What passes when the cluster has room again: never a reason to give a revision up.
 SHORTAGES = frozenset({Reason.INSUFFICIENT_RESOURCES, Reason.QUOTA_EXCEEDED, Reason.IMAGE_PULL_FAILED, Reason.EVICTED})
 
@@ -149,6 +148,16 @@ class Plan:
     again: float | None = None  # seconds until time alone changes the answer
 
 
+def is_given_up(plan: Plan) -> bool:
+    """Say whether the target was rolled back."""
+    return plan.rollout is not None and plan.rollout.phase is Phase.ROLLED_BACK
+
+
+def may_be_made(plan: Plan) -> bool:
+    """Say whether the target's Deployment may be made, if there is none."""
+    return plan.may_start and not is_given_up(plan)
+
+
 def canary_size(weight: int, replicas: int, *, has_gateway: bool) -> int:
     """Return how many pods a canary needs for a weight beside `replicas` pods of stable.
 
@@ -190,7 +199,10 @@ def advance(before: Rollout | None, seen: Observed, policy: Policy, now: datetim
         return _settled(target, replace(seen, left={**left, stable: now}), now, drain_seconds)
     if rollout.phase is Phase.ROLLED_BACK and rollout.since is not None:
         seen = replace(seen, left={**left, target: rollout.since})
-    return _rolling(rollout, seen, policy, now, drain_seconds)
+    plan = _rolling(rollout, seen, policy, now, drain_seconds)
+    if before is not None and before.revision == target and _is_shut_out(before, seen, policy):
+        return replace(plan, again=SOON)
+    return plan
 
 
 def _settled(stable: str | None, seen: Observed, now: datetime, drain_seconds: int) -> Plan:
@@ -203,9 +215,8 @@ def _settled(stable: str | None, seen: Observed, now: datetime, drain_seconds: i
 def _walk(before: Rollout | None, seen: Observed, policy: Policy, now: datetime) -> Rollout:
     """Make transitions until none applies."""
     rollout = before if before is not None and before.revision == seen.target else Rollout(seen.target)
-    if rollout.weight > 0 and not policy.has_gateway and seen.exposed != seen.target:
-        # it has a weight and is not let in: a pass for another spec closed the Service, and died before it could say so
-        rollout = _without_weight(rollout)
+    if _is_shut_out(rollout, seen, policy) and _fault(rollout, seen, policy) is None:
+        return _without_weight(rollout)  # and no further before that is written down: its time so far must not count
     for _ in range(MAX_TRANSITIONS):
         after = _next(rollout, seen, policy, now)
         if after == rollout:
@@ -216,14 +227,17 @@ def _walk(before: Rollout | None, seen: Observed, policy: Policy, now: datetime)
 
 def _next(rollout: Rollout, seen: Observed, policy: Policy, now: datetime) -> Rollout:
     """Make at most one transition."""
-    if rollout.phase is Phase.ROLLED_BACK:
-        return rollout
-    fault = _fault(rollout, seen, policy)
+    fault = None if rollout.phase is Phase.ROLLED_BACK else _fault(rollout, seen, policy)
     if fault is not None:
         return _failed(rollout, fault, policy, now)
     if rollout.weight > 0 and seen.side(seen.target).ready == 0:
         return _without_weight(rollout)
-    if rollout.phase is Phase.PROMOTING or _is_held(seen, policy):
+    return _forward(rollout, seen, policy, now)
+
+
+def _forward(rollout: Rollout, seen: Observed, policy: Policy, now: datetime) -> Rollout:
+    """Make the next transition of a rollout that nothing is wrong with."""
+    if rollout.phase is Phase.ROLLED_BACK or rollout.phase is Phase.PROMOTING or _is_held(seen, policy):
         return rollout
     if rollout.step >= _last(rollout, policy):
         return replace(rollout, phase=Phase.PROMOTING, fault=None)
@@ -232,6 +246,11 @@ def _next(rollout: Rollout, seen: Observed, policy: Policy, now: datetime) -> Ro
     if not _is_done(rollout, seen, policy, now):
         return rollout
     return replace(rollout, phase=Phase.PREPARING, step=rollout.step + 1, fault=None)
+
+
+def _is_shut_out(rollout: Rollout, seen: Observed, policy: Policy) -> bool:
+    """Say whether it has a weight and is not let in: it lost its pods, or a pass for another spec closed the Service and died then."""
+    return rollout.weight > 0 and not policy.has_gateway and seen.exposed != seen.target
 
 
 def _without_weight(rollout: Rollout) -> Rollout:
@@ -340,7 +359,7 @@ def _recreate_sizes(rollout: Rollout, seen: Observed, policy: Policy) -> dict[st
     is_down = rollout.phase is Phase.ROLLED_BACK or target not in seen.sides or (policy.is_paused and seen.side(stable).size > 0)
     winner, loser = (stable, target) if is_down else (target, stable)
     is_free = seen.side(loser).pods == 0
-    return {loser: 0, winner: seen.replicas if is_free or winner == stable and seen.side(stable).size > 0 else 0}
+    return {loser: 0, winner: seen.replicas if is_free or (winner == stable and seen.side(stable).size > 0) else 0}
 
 
 def _weights(rollout: Rollout, seen: Observed, policy: Policy) -> dict[str, int]:

@@ -17,6 +17,7 @@ from slipway.snapshot import Manifest
 
 ROUTE_VERSION = "gateway.networking.k8s.io/v1"
 SERVICE_PORT = 80
+GRPC_PORT = 9000  # KServe and Seldon number it so too
 _EVERYTHING = [{"path": {"type": "PathPrefix", "value": "/"}}]  # the default of the Gateway API
 
 
@@ -35,7 +36,17 @@ def service(resource: Manifest, name: str, selector: Mapping[str, str], *, revis
         },
         "spec": {
             "selector": {names.DEPLOYMENT: deployment, **selector},
-            "ports": [{"name": names.PORT_NAME, "port": SERVICE_PORT, "targetPort": names.PORT_NAME, "protocol": "TCP"}],
+            "ports": [
+                {"name": names.PORT_NAME, "port": SERVICE_PORT, "targetPort": names.PORT_NAME, "protocol": "TCP"},
+                # A runtime without gRPC has no port of this name: the Service then has no endpoints for it, and only for it.
+                {
+                    "name": names.GRPC_PORT_NAME,
+                    "port": GRPC_PORT,
+                    "targetPort": names.GRPC_PORT_NAME,
+                    "protocol": "TCP",
+                    "appProtocol": "kubernetes.io/h2c",
+                },
+            ],
         },
     }
 

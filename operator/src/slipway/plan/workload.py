@@ -1,4 +1,4 @@
-"""What a revision needs to serve: a Deployment and a Service of its own, and the stable Service in front of all revisions."""
+"""What a revision needs to serve: its Deployment. What leads to its pods is in `traffic.py`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from slipway.snapshot import Config, Manifest
 
 MODEL_DIR = "/models/artifact"
 DEFAULT_PORT = 8080
-GRPC_PORT = 9000  # of the Services; KServe and Seldon number it so too
 DEFAULT_RESOURCES = {"requests": {"cpu": "100m", "memory": "256Mi"}}
 DEFAULT_PROBES = {"startupPath": "/v2/health/ready", "readinessPath": "/v2/health/ready", "livenessPath": "/v2/health/live"}
 GRACE_SECONDS = 60
@@ -62,45 +61,6 @@ def with_scale(deployment: Mapping[str, Any], replicas: int, role: str) -> dict[
     metadata = dict(deployment["metadata"])
     metadata["labels"] = {**metadata["labels"], names.ROLE: role}
     return {**deployment, "metadata": metadata, "spec": {**deployment["spec"], "replicas": replicas}}
-
-
-def revision_service(resource: Manifest, revision: str) -> dict[str, Any]:
-    """Return the Service that reaches one revision's pods."""
-    return _service(
-        resource, revision, revision, names.labels(name_of(resource), "service", deployment=name_of(resource), revision=revision)
-    )
-
-
-def stable_service(resource: Manifest, revision: str) -> dict[str, Any]:
-    """Return the Service that users call; its selector is the one record of which revision is stable."""
-    return _service(resource, name_of(resource), revision, names.labels(name_of(resource), "service", deployment=name_of(resource)))
-
-
-def _service(resource: Manifest, name: str, revision: str, labels: Mapping[str, str]) -> dict[str, Any]:
-    return {
-        "apiVersion": "v1",
-        "kind": "Service",
-        "metadata": {
-            "name": name,
-            "namespace": resource["metadata"]["namespace"],
-            "labels": dict(labels),
-            "ownerReferences": [owner(resource)],
-        },
-        "spec": {
-            "selector": {names.DEPLOYMENT: name_of(resource), names.REVISION: revision},
-            "ports": [
-                {"name": names.PORT_NAME, "port": 80, "targetPort": names.PORT_NAME, "protocol": "TCP"},
-                # A runtime without gRPC has no port of this name: the Service then has no endpoints for it, and only for it.
-                {
-                    "name": names.GRPC_PORT_NAME,
-                    "port": GRPC_PORT,
-                    "targetPort": names.GRPC_PORT_NAME,
-                    "protocol": "TCP",
-                    "appProtocol": "kubernetes.io/h2c",
-                },
-            ],
-        },
-    }
 
 
 def _deployment(  # noqa: PLR0913, PLR0917 - what a revision is made of

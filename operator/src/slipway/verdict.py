@@ -1,4 +1,4 @@
-"""What the analysis of a canary says: the plain values that `analysis/` hands to the state machine of `rollout.py`. Nothing is measured here."""
+"""What the analysis of a canary says: plain values that it hands to the state machine of `plan/rollout.py`. Nothing is measured here."""
 
 from __future__ import annotations
 
