@@ -65,6 +65,33 @@ def story(dies_after: int | None) -> CrashingWorld:
     return world
 
 
+STEPS = [{"weight": 25, "duration": "1m"}, {"weight": 50}]
+GATEWAY = {"gateway": {"name": "public"}}
+
+
+def canary_story(dies_after: int | None, routing: dict[str, Any], end: str) -> CrashingWorld:
+    """Create, roll out by steps, promote past the last by hand or abort there."""
+    resource = model_deployment(serving={"replicas": 2}, rollout={"strategy": "Canary", "steps": STEPS}, routing=routing)
+    world = CrashingWorld(resource, dies_after=dies_after)
+    for uri in (None, "oci://reg:5000/digits:v2"):
+        if uri is not None:
+            resource = world.objects[("ModelDeployment", "digits")]
+            world.put({**resource, "spec": {**resource["spec"], "model": {"uri": uri}}})
+        for happens in (world.finish_jobs, world.run_pods, lambda: world.advance(61), world.run_pods):
+            world.settle()
+            happens()
+        world.settle()
+    canary = world.objects[("ModelDeployment", "digits")]["status"]["canary"]
+    assert (canary["phase"], canary["step"]) == ("Paused", 2)
+    world.objects[("ModelDeployment", "digits")]["metadata"]["annotations"] = {f"slipway.dev/{end}": canary["revision"]}
+    for _ in range(3):
+        world.settle()
+        world.run_pods()
+        world.settle()
+        world.advance(CONFIG.drain_seconds)
+    return world
+
+
 def end_state(world: World) -> dict[Any, Any]:
     """What exists, without times, versions and the pods that the tests made."""
     state = {}
@@ -83,3 +110,14 @@ def test_the_story_has_fewer_writes_than_the_test_tries() -> None:
 @pytest.mark.parametrize("write", range(1, WRITES))
 def test_killed_after_write(write: int) -> None:
     assert end_state(story(write)) == end_state(story(None))
+
+
+@pytest.mark.parametrize("end", ["promote", "abort"])
+@pytest.mark.parametrize("routing", [{}, GATEWAY], ids=["replicas", "gateway"])
+def test_a_canary_killed_after_each_write(routing: dict[str, Any], end: str) -> None:
+    whole = canary_story(None, routing, end)
+    assert 20 < whole.writes < 60
+    phase = (whole.objects[("ModelDeployment", "digits")]["status"].get("canary") or {}).get("phase")
+    assert phase == {"promote": None, "abort": "RolledBack"}[end]
+    for write in range(1, whole.writes + 1):
+        assert end_state(canary_story(write, routing, end)) == end_state(whole), f"killed after write {write}"

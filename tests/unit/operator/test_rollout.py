@@ -352,17 +352,15 @@ def test_recreate_never_has_two_revisions_at_once(make: Any) -> None:
     world.settle()
     (second,) = world.names("Deployment") - {first}
     assert sizes(world) == {}, "the old pods end first"
-    turn(world)
+    turn(world, 2)
     assert (sizes(world), stable(world)) == ({second: 2}, second)
-    wish(world, model=V3)
-    world.settle()
-    world.finish_jobs()
-    turn(world)
-    (third,) = set(sizes(world))
+    third = roll_out(world, V3)
+    assert sizes(world) == {third: 2}
     never_ready(world, third)
-    wish(world, model=V2)
-    turn(world, 3)
-    assert sizes(world) == {stable(world): 2}
+    world.settle()
+    assert (sizes(world), status(world)["canary"]["phase"]) == ({}, "RolledBack")
+    turn(world, 2)
+    assert (sizes(world), stable(world), ready_reason(world, *KEY)) == ({second: 2}, second, "ProgressDeadlineExceeded")
 
 
 def test_a_new_spec_in_the_middle_ends_the_rollout_and_begins_another(make: Any) -> None:
