@@ -145,7 +145,8 @@ class Writer:
         await self._cluster.patch(
             kind, namespace, name, [guard, {"op": "replace", "path": "/metadata/managedFields", "value": merged}], JSON_PATCH
         )
-        return await self._cluster.apply(manifest)
+        metadata = {key: value for key, value in manifest["metadata"].items() if key != "resourceVersion"}  # it was ours to move
+        return await self._cluster.apply({**manifest, "metadata": metadata})
 
     async def _delete(self, resource: Manifest, address: ObjectRef) -> None:
         self._check()

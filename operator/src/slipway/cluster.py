@@ -36,6 +36,7 @@ PLURALS = {
     "Pod": "api/v1/{}pods",
     "Event": "api/v1/{}events",
     "Job": "apis/batch/v1/{}jobs",
+    "HTTPRoute": "apis/gateway.networking.k8s.io/v1/{}httproutes",
     "ClusterRole": "apis/rbac.authorization.k8s.io/v1/{}clusterroles",
     "Lease": "apis/coordination.k8s.io/v1/{}leases",
 }

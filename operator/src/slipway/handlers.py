@@ -26,6 +26,7 @@ RESOURCES = {
     "Service": ("", "v1", "services"),
     "Job": ("batch", "v1", "jobs"),
     "Pod": ("", "v1", "pods"),
+    "HTTPRoute": ("gateway.networking.k8s.io", "v1", "httproutes"),  # kopf watches it when its CRD is there, or comes
 }
 API_VERSIONS = {kind: f"{group}/{version}" if group else version for kind, (group, version, _) in RESOURCES.items()}
 

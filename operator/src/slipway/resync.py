@@ -26,6 +26,7 @@ WATCHED: dict[str, str | None] = {
     "Service": names.SELECTOR,
     "Job": names.SELECTOR,
     "Pod": names.SELECTOR,
+    "HTTPRoute": names.SELECTOR,
 }
 GRACE = 10.0  # a watch event may be this late
 MAX_BEHIND = 3
@@ -80,6 +81,8 @@ class Resync:
         known = {identity(o)[1:]: version_of(o) for o in self._store.of_kind(kind)}
         try:
             listed = {identity(o)[1:]: version_of(o) for o in await self._list(kind)}
+        except NotFound:
+            listed = {}  # its CRD is not there: the Gateway API is optional
         except ApiError as error:
             LOG.warning("resync kind=%s error=%r", kind, error.message)
             return None

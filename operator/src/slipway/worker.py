@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from slipway import logs, metrics
 from slipway.api.reasons import Reason
 from slipway.apply import NotLeaderError, NotOursError, Writer
-from slipway.cluster import ApiError, Cluster, Conflict, Forbidden, Invalid
+from slipway.cluster import ApiError, Cluster, Conflict, Forbidden, Invalid, NotFound
 from slipway.decide import decide
 from slipway.leader import Leader
 from slipway.plan.diagnose import job_state, refused
@@ -141,9 +141,12 @@ class Worker:
 
     async def _tell_refusal(self, key: Key, error: ApiError) -> None:
         resource = self._store.get(key.kind, key.namespace, key.name)
-        if resource is None or not isinstance(error, Forbidden | Invalid):
+        is_kind_missing = isinstance(error, NotFound) and "the server could not find the requested resource" in error.message
+        if resource is None or not (is_kind_missing or isinstance(error, Forbidden | Invalid)):
             return
         reason = refused(error.message).reason if isinstance(error, Forbidden) else Reason.INVALID_SPEC
+        if is_kind_missing:  # the only optional kind that is written
+            reason = Reason.ROUTE_REJECTED
         status = with_write_failure(resource, reason, error.message, datetime.now(UTC))
         if status == status_of(resource):
             return

@@ -67,6 +67,20 @@ SCHEME = (
 HUB = "an hf URI is hf://OWNER/NAME[@REVISION][/FOLDER]; for example hf://acme/digits@v1"
 BUCKET = "an s3, gs or az URI is s3://BUCKET/PATH, a folder or one file; endpoint and account go into the Secret"
 REPOSITORY = "an oci URI is oci://host[:port]/repository[:tag][@sha256:…], the repository in lower case"
+TEN, TWENTY, ALL = ({"weight": weight, "duration": "1m"} for weight in (10, 20, 100))
+ROLLOUTS = [
+    ("a canary without steps", {}, "a Canary needs steps; for example"),
+    ("a canary with no step", {"strategy": "Canary", "steps": []}, "a Canary needs steps; for example"),
+    ("weights that fall", {"steps": [TWENTY, TEN]}, "the weights of the steps must rise; for example"),
+    ("the same weight twice", {"steps": [TEN, TEN]}, "the weights of the steps must rise; for example"),
+    ("a weight of 0", {"steps": [{"weight": 0}]}, "spec.rollout.steps[0].weight: Invalid value"),
+    ("a weight above 100", {"steps": [{"weight": 101}]}, "spec.rollout.steps[0].weight: Invalid value"),
+    ("a duration without a unit", {"steps": [{"weight": 10, "duration": "60"}]}, "a duration is from 1s to 24h"),
+    ("BlueGreen with a share", {"strategy": "BlueGreen", "steps": [TEN]}, "BlueGreen has one step at most, of weight 100"),
+    ("Recreate with steps", {"strategy": "Recreate", "steps": [ALL]}, "Recreate has no steps"),
+    ("an unknown strategy", {"strategy": "Shadow"}, "Unsupported value"),
+    ("an unknown onFailure", {"steps": [TEN], "onFailure": "Ignore"}, "Unsupported value"),
+]
 DATA = "the URI must have the form of one in spec.model.uri, without spaces, password and /../; for example pvc://data/golden.npz"
 DIGEST = "a digest is sha256: followed by 64 lower-case hexadecimal digits; `slipway push` prints it"
 ENTRYPOINT = "an entrypoint is module:callable, with the module in the model folder; for example model:build"
@@ -86,6 +100,9 @@ ENV_FROM = {"secretKeyRef": {"name": "a", "key": "b"}, "fieldRef": {"fieldPath":
 
 # (what is wrong, manifest, the words of the answer)
 INVALID: list[tuple[str, Spec, str]] = [
+    *[(name, deployment(rollout=spec), words) for name, spec, words in ROLLOUTS],
+    ("hostnames without a gateway", deployment(routing={"hostnames": ["a.example.com"]}), "hostnames need a gateway"),
+    ("a URL as hostname", deployment(routing={"gateway": {"name": "g"}, "hostnames": ["http://a"]}), "a hostname has lower-case letters"),
     ("name too long", deployment("d" * 64), NAME),
     ("name starts with a digit", deployment("1digits"), NAME),
     ("name with a dot", deployment("digits.v1"), NAME),
@@ -321,6 +338,14 @@ VALID: list[tuple[str, Spec]] = [
     ("the shortest", deployment()),
     ("a name of 63 characters", deployment("d" * 63)),
     ("every field", deployment(model=FULL_MODEL, conversion=FULL_CONVERSION, serving=FULL_SERVING, revisionHistoryLimit=0)),
+    ("a canary, and a step that waits", deployment(rollout={"steps": [TEN, {"weight": 50}, ALL], "onFailure": "Pause"}, paused=True)),
+    ("blue-green", deployment(rollout={"strategy": "BlueGreen", "steps": [ALL]})),
+    ("blue-green at once", deployment(rollout={"strategy": "BlueGreen"})),
+    ("recreate", deployment(rollout={"strategy": "Recreate"})),
+    (
+        "a gateway",
+        deployment(routing={"gateway": {"name": "public", "namespace": "gateways"}, "hostnames": ["*.example.com", "a.example.com"]}),
+    ),
     ("a signature", tensors(TENSOR, TENSOR | {"name": "mask", "dtype": "bool", "shape": []})),
     ("https", model(uri="https://host:8443/a/b.tar.gz?version=3")),
     ("s3", model(uri="s3://my-models.v1/digits/v1/", credentialsSecretRef={"name": "s3-read"})),

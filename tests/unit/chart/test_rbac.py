@@ -17,6 +17,7 @@ MANAGED = {
     "services": WRITE,
     "jobs.batch": WRITE,
     "pods": READ,
+    "httproutes.gateway.networking.k8s.io": WRITE,
     "events": {"get", "list", "create", "patch"},
 }
 DISCOVERY = {"customresourcedefinitions.apiextensions.k8s.io": {"list", "watch"}}

@@ -416,7 +416,7 @@ _FOUND_BY_OPERATOR: dict[Reason, ReasonDoc] = {
     ),
     R.ROUTE_REJECTED: ReasonDoc(
         "The gateway does not accept the HTTPRoute.",
-        "spec.routing.gateway names a Gateway that is not there, or whose listeners allow no route of this namespace or hostname.",
+        "No listener of the Gateway allows routes of this namespace or hostname, or the cluster has no Gateway API.",
         "Correct spec.routing, or the allowedRoutes of the Gateway; `kubectl describe httproute` has the gateway's own words.",
         retried=True,
     ),
