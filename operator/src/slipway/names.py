@@ -29,6 +29,7 @@ POD_TEMPLATE = f"{GROUP}/pod-template"  # annotation: the pod template as it was
 DIGEST = f"{GROUP}/artifact-digest"  # annotation: what the revision serves
 FORMAT = f"{GROUP}/format"  # annotation
 MANIFEST = f"{GROUP}/manifest"  # annotation of a shipped ServingRuntime: hash of the chart's manifest
+SHAPE = f"{GROUP}/shape"  # annotation: the part of the spec that the revision was made of, so that one can go back to it
 STABLE = f"{GROUP}/stable"  # annotation of the stable Service: which revision is stable
 EXPOSED = f"{GROUP}/exposed"  # annotation of the stable Service: the other revision that it leads to, while there is one
 PROMOTE = f"{GROUP}/promote"  # annotation: a revision, all the way; or <revision>/<n>, past its step n, counted from 1

@@ -474,3 +474,34 @@ def test_a_route_that_the_gateway_refuses_is_the_reason(make: Any) -> None:
 def test_canary_size(weight: int, replicas: int, by_pods: int, by_gateway: int) -> None:
     assert canary_size(weight, replicas, has_gateway=False) == by_pods
     assert canary_size(weight, replicas, has_gateway=True) == by_gateway
+
+
+def test_a_replaced_revision_is_kept_warm_and_going_back_takes_no_pod(make: Any) -> None:
+    world = make(serving={"replicas": 2}, rollout={"steps": STEPS, "keepPrevious": "30m"}, **GATEWAY)
+    first = stable(world)
+    second = roll_out(world, V2)
+    wait(world, 61)
+    wait(world, 61)
+    wait(world, 600)
+    assert (stable(world), sizes(world)) == (second, {first: 2, second: 2})
+    wish(world, model=V1)
+    note(world, "promote", first)
+    world.settle()
+    assert (stable(world), shares(world)) == (first, {first: 100}), "at once, all the way"
+    assert sizes(world) == {first: 2, second: 2}
+    wait(world, 1801)
+    assert sizes(world) == {first: 2}
+
+
+def test_what_is_kept_warm_gives_way_to_the_next_rollout(make: Any) -> None:
+    world = make(rollout={"steps": STEPS, "keepPrevious": "24h"})
+    first = stable(world)
+    second = roll_out(world, V2)
+    wait(world, 61)
+    wait(world, 61)
+    wait(world, 60)
+    assert sizes(world) == {first: 1, second: 1}
+    third = roll_out(world, V3)
+    turn(world)
+    assert sizes(world) == {second: 1, third: 1}
+    assert selector(world) == SHARED

@@ -75,6 +75,11 @@ class Rollout(ApiModel):
         default="Rollback",
         description="What a failed analysis does: Rollback, or Pause until it is promoted or aborted. Default: Rollback.",
     )
+    keep_previous: Duration | None = Field(
+        default=None,
+        description="How long the replaced revision keeps all its pods, so that going back needs no start and no registry; twice the pods "
+        "meanwhile, until the next rollout begins. Example: 30m. Default: until it has drained.",
+    )
 
 
 class Gateway(ApiModel):

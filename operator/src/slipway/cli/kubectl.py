@@ -1,7 +1,6 @@
 """The cluster as the command line sees it: through the user's own kubectl.
 
-kubectl already knows every way to log in to a cluster, and a plugin should reach the same one as the command it extends. Nothing here
-changes a cluster.
+kubectl already knows every way to log in to a cluster, and a plugin should reach the same one as the command it extends.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import re
 import shutil
 import subprocess
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import IO, Any
@@ -59,6 +58,14 @@ class Cluster:
     def items(self, *arguments: str) -> list[Mapping[str, Any]]:
         """Run `kubectl get` for a list."""
         return list((self.find(*arguments) or {}).get("items", ()))
+
+    def patch(self, kind: str, name: str, patch: Sequence[Mapping[str, Any]]) -> None:
+        """Run `kubectl patch` with a JSON patch (RFC 6902).
+
+        Raises:
+            CliError: the cluster does not answer or refuses, or the object changed in between.
+        """
+        self._run("patch", *self.in_namespace(kind, name), "--type=json", "-p", json.dumps(list(patch)))
 
     def _run(self, *arguments: str) -> str:
         command = self.command(*arguments)

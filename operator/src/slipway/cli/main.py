@@ -1,6 +1,6 @@
 """`slipway`, also installed as `kubectl slipway`: push a model, see what would happen, what happens, and ask the model.
 
-Commands only read a cluster; what changes one is `kubectl apply`.
+Commands read a cluster; those of a rollout patch the one resource that they name.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from slipway.cli.options import place_options
 from slipway.cli.plan import plan
 from slipway.cli.predict import predict
 from slipway.cli.push import push
+from slipway.cli.rollout import COMMANDS
 from slipway.cli.status import status
 
 
@@ -24,5 +25,5 @@ def main(ctx: click.Context, /, kubeconfig: str | None, context: str | None, nam
     ctx.obj = Cluster(kubeconfig, context, namespace)
 
 
-for command in (push, status, plan, predict):
+for command in (push, status, plan, predict, *COMMANDS):
     main.add_command(command)

@@ -66,10 +66,19 @@ def observe(snapshot: DeploymentSnapshot, target: str, replicas: int, now: datet
         stable=stable,
         since=_moment(recorded.get("since")) if recorded.get("revision") == stable else None,
         exposed=annotation(service, names.EXPOSED) if service is not None else None,
+        previous=_previous(status, stable),
         sides=sides,
         left=_left(status, sides, None if recorded.get("revision") == stable else now),
         verdicts=snapshot.verdicts,
     )
+
+
+def _previous(status: Mapping[str, Any], stable: str | None) -> str | None:
+    """Return the revision that was stable before `stable`; the status may not tell of a young takeover yet."""
+    recorded = (status.get("stable") or {}).get("revision")
+    if recorded not in (None, stable):
+        return str(recorded)
+    return next((str(e["revision"]) for e in status.get("history") or () if e["outcome"] == "Served" and e["revision"] != stable), None)
 
 
 def _left(status: Mapping[str, Any], revisions: Mapping[str, Side], taken: datetime | None) -> dict[str, datetime]:
@@ -129,6 +138,7 @@ def policy(resource: Manifest) -> Policy:
         plain,
         strategy=Strategy(rollout.get("strategy", Strategy.CANARY)),
         steps=tuple(Step(int(s["weight"]), parse_duration(s["duration"]) if s.get("duration") else None) for s in rollout.get("steps", ())),
+        keep=parse_duration(rollout["keepPrevious"]) if rollout.get("keepPrevious") and rollout.get("strategy") != "Recreate" else 0,
         pauses_on_failure=rollout.get("onFailure") == "Pause",
         interval=parse_duration(analysis.get("interval", "15s")) if analysis else None,
     )

@@ -64,6 +64,7 @@ class Policy:
     is_paused: bool = False
     promote: str | None = None  # "<revision>": all the way; "<revision>/<n>": past step n, counted from 1
     abort: str | None = None  # a revision
+    keep: int = 0  # seconds that the replaced revision keeps all its pods, so that going back to it takes none
     interval: int | None = None  # of the analysis, in seconds; None: there is no analysis
 
     @property
@@ -127,6 +128,7 @@ class Observed:
     stable: str | None = None  # what the stable Service says
     since: datetime | None = None  # when `stable` began to answer; None: it never did
     exposed: str | None = None  # the other revision that the stable Service lets in
+    previous: str | None = None  # the revision that was stable before
     sides: Mapping[str, Side] = field(default_factory=dict)
     left: Mapping[str, datetime] = field(default_factory=dict)
     verdicts: Sequence[MetricVerdict] = ()
@@ -193,10 +195,10 @@ def advance(before: Rollout | None, seen: Observed, policy: Policy, now: datetim
         left[before.revision] = now
     seen = replace(seen, stable=stable, left=left)
     if stable is None or stable == target:
-        return _settled(stable, seen, now, drain_seconds)
+        return _settled(stable, seen, policy, now, drain_seconds)
     rollout = _walk(before, seen, policy, now)
     if rollout.phase is Phase.PROMOTING and _is_sized(seen, policy, seen.replicas) and not _is_held(seen, policy):
-        return _settled(target, replace(seen, left={**left, stable: now}), now, drain_seconds)
+        return _settled(target, replace(seen, left={**left, stable: now}, previous=stable), policy, now, drain_seconds)
     if rollout.phase is Phase.ROLLED_BACK and rollout.since is not None:
         seen = replace(seen, left={**left, target: rollout.since})
     plan = _rolling(rollout, seen, policy, now, drain_seconds)
@@ -205,10 +207,15 @@ def advance(before: Rollout | None, seen: Observed, policy: Policy, now: datetim
     return plan
 
 
-def _settled(stable: str | None, seen: Observed, now: datetime, drain_seconds: int) -> Plan:
-    """The target is stable, or comes up as the first."""
-    busy = {stable or seen.target: seen.replicas}
+def _settled(stable: str | None, seen: Observed, policy: Policy, now: datetime, drain_seconds: int) -> Plan:
+    """The target is stable, or comes up as the first; the one before it may be kept warm until the next rollout begins."""
+    busy, left = {stable or seen.target: seen.replicas}, seen.left.get(seen.previous or "")
+    rest = policy.keep - (now - left).total_seconds() if left is not None else 0.0
+    is_warm = rest > 0 and seen.previous in seen.sides and seen.previous != stable and seen.side(seen.previous).size > 0
+    if is_warm:
+        busy[seen.previous or ""] = seen.replicas
     sizes, again = _with_drains(busy, seen, now, drain_seconds)
+    again = _earliest(again, rest if is_warm else None)
     return Plan(stable, {} if stable is None else {stable: 100}, sizes, again=again)
 
 

@@ -15,13 +15,14 @@ DEFAULT_PORT = 8080
 DEFAULT_RESOURCES = {"requests": {"cpu": "100m", "memory": "256Mi"}}
 DEFAULT_PROBES = {"startupPath": "/v2/health/ready", "readinessPath": "/v2/health/ready", "livenessPath": "/v2/health/live"}
 GRACE_SECONDS = 60
+SHAPE_KEYS = ("model", "signature", "conversion")  # and serving, without its size
 _POD_FIELDS = ("nodeSelector", "tolerations", "affinity", "runtimeClassName", "serviceAccountName", "priorityClassName")
 
 
 def revision_shape(spec: Mapping[str, Any]) -> dict[str, Any]:
     """Return the part of a ModelDeployment's spec whose change makes a new revision."""
     serving = {key: value for key, value in (spec.get("serving") or {}).items() if key != "replicas"}
-    shape = {key: spec[key] for key in ("model", "signature", "conversion") if spec.get(key)}
+    shape = {key: spec[key] for key in SHAPE_KEYS if spec.get(key)}
     return shape | ({"serving": serving} if serving else {})
 
 
@@ -42,8 +43,9 @@ def runtime_for(fmt: str, wanted: str | None, runtimes: tuple[Manifest, ...]) ->
 
 def revision_deployment(resource: Manifest, revision: str, artifact: Manifest, runtime: Manifest, config: Config) -> dict[str, Any]:
     """Return a new revision's Deployment; the pod template is kept in an annotation, so that it outlives its spec and this operator."""
-    template = _pod_template(resource, revision, artifact, runtime, config)
-    return _deployment(resource, revision, name_of(artifact), status_of(artifact)["digest"], status_of(artifact)["format"], template)
+    status = status_of(artifact)
+    notes = {names.DIGEST: status["digest"], names.FORMAT: status["format"], names.SHAPE: _compact(revision_shape(resource["spec"]))}
+    return _deployment(resource, revision, name_of(artifact), notes, _pod_template(resource, revision, artifact, runtime, config))
 
 
 def existing_deployment(resource: Manifest, observed: Manifest) -> dict[str, Any]:
@@ -51,9 +53,8 @@ def existing_deployment(resource: Manifest, observed: Manifest) -> dict[str, Any
     revision = name_of(observed)
     template = json.loads(annotation(observed, names.POD_TEMPLATE) or "null") or observed["spec"]["template"]
     artifact = (observed["metadata"].get("labels") or {}).get(names.ARTIFACT, "")
-    return _deployment(
-        resource, revision, artifact, annotation(observed, names.DIGEST) or "", annotation(observed, names.FORMAT) or "", template
-    )
+    notes = {key: annotation(observed, key) for key in (names.DIGEST, names.FORMAT, names.SHAPE)}
+    return _deployment(resource, revision, artifact, {key: note for key, note in notes.items() if note is not None}, template)
 
 
 def with_scale(deployment: Mapping[str, Any], replicas: int, role: str) -> dict[str, Any]:
@@ -63,9 +64,11 @@ def with_scale(deployment: Mapping[str, Any], replicas: int, role: str) -> dict[
     return {**deployment, "metadata": metadata, "spec": {**deployment["spec"], "replicas": replicas}}
 
 
-def _deployment(  # noqa: PLR0913, PLR0917 - what a revision is made of
-    resource: Manifest, revision: str, artifact: str, digest: str, fmt: str, template: Mapping[str, Any]
-) -> dict[str, Any]:
+def _compact(value: object) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))
+
+
+def _deployment(resource: Manifest, revision: str, artifact: str, notes: Mapping[str, str], template: Mapping[str, Any]) -> dict[str, Any]:
     name = name_of(resource)
     labels = names.labels(name, "server", deployment=name, revision=revision, artifact=artifact)
     return {
@@ -75,11 +78,7 @@ def _deployment(  # noqa: PLR0913, PLR0917 - what a revision is made of
             "name": revision,
             "namespace": resource["metadata"]["namespace"],
             "labels": labels,
-            "annotations": {
-                names.DIGEST: digest,
-                names.FORMAT: fmt,
-                names.POD_TEMPLATE: json.dumps(template, sort_keys=True, separators=(",", ":")),
-            },
+            "annotations": {**notes, names.POD_TEMPLATE: _compact(template)},
             "ownerReferences": [owner(resource)],
         },
         "spec": {
