@@ -17,8 +17,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 # Commands of the README that this test does not run, and why.
 NOT_HERE = {
-    "make demo": "the cluster is made, the fixture `slipway` installs the chart, `trained` trains the models, and the next block of the README "
-    "does the rest step by step; the update under load is test_update.py",
+    "make demo": "the cluster is made, the fixture `slipway` installs the chart, `trained` trains the models, and the next block does "
+    "the rest step by step; the update under load is test_update.py",
     "make test": "it is what runs this test",
 }
 # The beginning of a command, and what its output must hold (a regular expression); "" where there is nothing to print.
