@@ -59,6 +59,7 @@ def left_of_the_chart(cluster: Cluster) -> set[str]:
     """What is still there of the release: all that carries its label, in the cluster and in its namespace, and what its pods made."""
     found = cluster.items("-A", NAMESPACED, "-l", OF_THE_CHART) + cluster.items(CLUSTER_SCOPED, "-l", OF_THE_CHART)
     found += cluster.items("-n", SYSTEM, NAMESPACED)
+    found += [volume for volume in cluster.items("pv") if volume["spec"].get("claimRef", {}).get("namespace") == SYSTEM]
     names = {f"{item['kind']}/{item['metadata']['name']}" for item in found}
     return names - {"ConfigMap/kube-root-ca.crt", "ServiceAccount/default"}
 
