@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 
 from slipway.analysis.exposition import ScrapeError, is_error, parse
+from slipway_runtime.serve.metrics import Metrics
 
 TEXT = """\
 # HELP slipway_requests_total Answered requests.
@@ -79,3 +80,19 @@ def test_a_broken_answer_is_an_error(text: str, message: str) -> None:
 )
 def test_which_codes_are_errors(code: str, want: bool) -> None:
     assert is_error(code) is want
+
+
+def test_reads_what_our_runtime_exports() -> None:
+    """The names of both projects are the same, and durations are there before the first request."""
+    metrics = Metrics("digits", "digits-a", lambda: 0)
+    before = parse(metrics.render().decode(), "digits-a", 0.0)
+    assert (dict(before.counts.codes), before.started is not None) == ({}, True)
+    assert before.counts.duration is not None
+    assert before.counts.duration.count == 0
+    for status, seconds in ((200, 0.003), (200, 0.004), (503, 40.0)):
+        metrics.count(status)
+        metrics.seconds(seconds)
+    after = parse(metrics.render().decode(), "digits-a", 0.0)
+    assert after.counts.codes == {"200": 2.0, "503": 1.0}
+    assert after.counts.duration is not None
+    assert (after.counts.duration.count, after.counts.duration.counts[-1]) == (3.0, 1.0)
