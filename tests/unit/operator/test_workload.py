@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from slipway.plan.workload import revision_deployment, revision_service, stable_service
+from slipway.plan.rollout import Plan
+from slipway.plan.traffic import revision_service, stable_service
+from slipway.plan.workload import revision_deployment
 from slipway.snapshot import Config
 from unit.operator.world import model_deployment
 
@@ -51,8 +53,15 @@ def test_a_runtime_with_grpc_has_a_second_port():
     assert without["args"] == ["--grpc-port=0"]
 
 
-@pytest.mark.parametrize("service", [revision_service, stable_service])
+@pytest.mark.parametrize(
+    "service",
+    [
+        revision_service(model_deployment(), "digits-1"),
+        stable_service(model_deployment(), Plan("digits-1", {"digits-1": 100}, {"digits-1": 1}), has_gateway=False),
+    ],
+    ids=["revision", "stable"],
+)
 def test_both_services_reach_both_ports(service):
-    ports = service(model_deployment(), "digits-1")["spec"]["ports"]
+    ports = service["spec"]["ports"]
     assert [(port["name"], port["port"], port["targetPort"]) for port in ports] == [("http", 80, "http"), ("grpc", 9000, "grpc")]
     assert ports[1]["appProtocol"] == "kubernetes.io/h2c"
