@@ -151,3 +151,15 @@ def test_the_access_log_is_off_by_default_and_structured(start):
 @pytest.mark.parametrize("options", [("--max-delay", "2"), ("--max-batch-size", "5000"), ("--max-batch-size", "-1")])
 def test_wrong_batching_is_refused(start, options):
     assert start(mlp_draft(), *options).wait(20) == 64
+
+
+def test_every_documented_path_answers(server):
+    paths = server.get("/openapi.json").json["paths"]
+    assert len(paths) >= 15
+    for path, operations in paths.items():
+        for method in operations:
+            answer = server.ask(method.upper(), path, b"{}" if method == "post" else None)
+            assert answer.status in (200, 400), (path, answer.status)
+    page = server.get("/docs").body.decode()
+    assert "/v1/models/m:predict" in page
+    assert "/predictions/m" in page

@@ -50,6 +50,8 @@ artifact <code>{escape(facts.artifact.digest)}</code></p>
 <h2>POST {base}/infer</h2><p>Open Inference Protocol v2, JSON.</p><textarea id="body" rows="6">{body}</textarea>
 <button onclick="ask('{base}/infer', {{body: document.getElementById('body').value}})">Send</button><pre id="answer"></pre>
 <h2>Also</h2><ul><li>POST {base}/predict with <code>{{"instances": [...]}}</code>: class, label, probability</li>
+<li>POST {base}/infer with the binary tensor extension, and gRPC (tritonclient): the fast ways</li>
+<li>POST /v1/models/{escape(facts.name)}:predict (KServe v1), POST /predictions/{escape(facts.name)} (TorchServe)</li>
 <li><a href="{base}">{base}</a>, <a href="/v2">/v2</a>,
 <a href="/v2/health/ready">/v2/health/ready</a>, <a href="/v2/health/live">/v2/health/live</a></li>
 <li><a href="/metrics">/metrics</a>, <a href="/openapi.json">/openapi.json</a></li></ul>
@@ -83,6 +85,10 @@ def openapi(facts: Facts) -> Json:
         "/v2/health/ready": "Readiness",
         base: "Metadata of the model",
         f"{base}/ready": "Readiness of the model",
+        f"{base}/config": "Configuration of the model, as Triton's extension has it",
+        f"{base}/stats": "Counts and summed times, as Triton's extension has them",
+        f"/v1/models/{facts.name}": "Readiness of the model (KServe v1)",
+        "/ping": "Health (TorchServe)",
         "/metrics": "Metrics in Prometheus' text format",
     }
     paths: Json = {path: {"get": _operation(text)} for path, text in get.items()}
@@ -91,7 +97,20 @@ def openapi(facts: Facts) -> Json:
     if facts.takes_images:
         image: Json = {"type": "object", "required": ["image"], "properties": {"image": {"type": "string", "format": "binary"}}}
         predict["multipart/form-data"] = {"schema": image}
-    paths[f"{base}/infer"] = {"post": _operation("Open Inference Protocol v2", infer)}
+    infer["application/octet-stream"] = {"schema": {"type": "string", "format": "binary"}}
+    asked = _operation("Open Inference Protocol v2: JSON, or JSON followed by raw tensors (binary tensor extension)", infer)
+    length = "Length of the JSON part, when raw tensors follow it"
+    asked["parameters"] = [
+        {"in": "header", "name": "Inference-Header-Content-Length", "required": False, "description": length, "schema": {"type": "integer"}}
+    ]
+    paths[f"{base}/infer"] = {"post": asked}
+    predict["application/x-npy"] = {"schema": {"type": "string", "format": "binary"}}
+    plain: Json = {"application/json": {"schema": {"type": "object"}, "example": {"instances": []}}}
+    paths[f"/v1/models/{facts.name}:predict"] = {"post": _operation("KServe v1: the outputs, a row an instance", plain)}
+    paths[f"/predictions/{facts.name}"] = {
+        "post": _operation("TorchServe: the output of a sample or a batch; an image's best classes", plain)
+    }
+    paths["/v2/repository/index"] = {"post": _operation("The one model of this server")}
     paths[f"{base}/predict"] = paths["/predict"] = {"post": _operation("Class, label and probability", predict)}
     return {"openapi": "3.1.0", "info": {"title": facts.name, "version": facts.revision}, "paths": paths}
 
