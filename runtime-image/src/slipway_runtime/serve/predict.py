@@ -63,16 +63,25 @@ def decode_npy(body: bytes, signature: Signature) -> Tensors:
         BadRequest: damaged, of Python objects, or not what the model takes.
     """
     file = io.BytesIO(body)
+    shape, is_fortran, dtype = _npy_header(file)
+    left = len(body) - file.tell()
+    if dtype.hasobject or size_of(shape) * dtype.itemsize != left:
+        raise BadRequest(f"the .npy file holds objects, or its {left} bytes are not those of {dtype} {list(shape)}"[:300])
+    try:
+        array = np.frombuffer(body, dtype, offset=file.tell()).reshape(shape, order="F" if is_fortran else "C")
+    except (ValueError, TypeError) as error:
+        raise BadRequest(f"the .npy file cannot be read: {error}"[:300]) from error
+    return decode_sample(array, signature)
+
+
+def _npy_header(file: io.BytesIO) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     try:
         version = np.lib.format.read_magic(file)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, is_fortran, dtype = read(file)
-        if dtype.hasobject or size_of(shape) * dtype.itemsize != len(body) - file.tell():
-            raise BadRequest(f"the .npy file holds objects, or its {len(body) - file.tell()} bytes are not those of {dtype} {list(shape)}")
-        array = np.frombuffer(body, dtype, offset=file.tell()).reshape(shape, order="F" if is_fortran else "C")
-    except (ValueError, TypeError, SyntaxError) as error:
+        header: tuple[tuple[int, ...], bool, np.dtype[Any]] = read(file)
+    except Exception as error:  # the header is a Python literal: whatever the tokenizer and the parser raise
         raise BadRequest(f"the .npy file cannot be read: {error}"[:300]) from error
-    return decode_sample(array, signature)
+    return header
 
 
 def _columns(instances: object, specs: Sequence[TensorSpec]) -> dict[str, Any]:
