@@ -74,7 +74,7 @@ class Running:
                 received += chunk
             return received
 
-    def wait_ready(self, seconds: float = 40.0) -> Running:
+    def wait_ready(self, seconds: float = 150.0) -> Running:
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline and self.process.poll() is None:
             try:
