@@ -50,9 +50,21 @@ def build_module(folder: Path, entrypoint: str, arguments: Mapping[str, Any], we
     return module.eval()
 
 
+class _Scripted(torch.nn.Module):  # type: ignore[misc]
+    """TorchScript as a module like others: ScriptModule.forward has no signature that Python could look at."""
+
+    def __init__(self, inner: torch.nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, *inputs: torch.Tensor) -> Any:
+        """Call it."""
+        return self.inner(*inputs)
+
+
 def _read_scripted(path: Path, name: str) -> torch.nn.Module:
     try:
-        return torch.jit.load(path, map_location="cpu")  # its code runs in the interpreter of TorchScript, which has no system calls
+        return _Scripted(torch.jit.load(path, map_location="cpu"))
     except (RuntimeError, ValueError, OSError) as error:
         if is_out_of_memory(error):
             raise MemoryError(first_line(error)) from error

@@ -17,6 +17,7 @@ from slipway_runtime.reasons import Failure
 FILE_NAME = "model.yaml"
 DEFAULT_ONNX = "model.onnx"
 _MAX_BYTES = 1 << 20
+_MAX_NODES = 100_000
 Dtype = Literal["bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64", "float16", "float32", "float64"]
 
 
@@ -162,13 +163,40 @@ def _read_file(path: Path) -> _ModelFile:
     if path.stat().st_size > _MAX_BYTES:
         raise Failure("ModelFolderInvalid", f"{FILE_NAME} has more than {_MAX_BYTES} bytes")
     try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+        value = _bounded_yaml(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise Failure("ModelFolderInvalid", f"{FILE_NAME} is not YAML: {' '.join(str(error).split())}") from error
     try:
         return _ModelFile.model_validate({} if value is None else value)
     except ValidationError as error:
         raise Failure("ModelFolderInvalid", f"{FILE_NAME}: {_first(error)}") from error
+
+
+def _bounded_yaml(text: str) -> Any:
+    """Read YAML whose aliases do not make it larger than a file may be without them.
+
+    Raises:
+        yaml.YAMLError: it is not YAML, or it unfolds to too much.
+    """
+    root = yaml.compose(text, Loader=yaml.SafeLoader)
+    if root is not None:
+        _check_size(root, {})
+    return yaml.safe_load(text)
+
+
+def _check_size(node: yaml.Node, sizes: dict[int, int]) -> int:
+    """Return how many nodes a node unfolds to; one that is being counted and met again holds itself."""
+    if id(node) in sizes:
+        if not sizes[id(node)]:
+            raise yaml.YAMLError("an alias stands inside of what it names")
+        return sizes[id(node)]
+    sizes[id(node)] = 0
+    inner = node.value if isinstance(node, yaml.CollectionNode) else []
+    size = 1 + sum(_check_size(child, sizes) for item in inner for child in (item if isinstance(item, tuple) else (item,)))
+    if size > _MAX_NODES:
+        raise yaml.YAMLError(f"its aliases unfold to more than {_MAX_NODES} values")
+    sizes[id(node)] = size
+    return size
 
 
 def _first(error: ValidationError) -> str:

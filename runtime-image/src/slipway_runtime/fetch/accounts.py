@@ -42,7 +42,7 @@ class Account:
     kind: str
     container: str
     name: str
-    config: Mapping[str, Any]
+    config: Mapping[str, Any] = field(repr=False)
     secrets: tuple[str, ...] = field(default=(), repr=False)
     is_anonymous: bool = False
     certificate: str | None = None
