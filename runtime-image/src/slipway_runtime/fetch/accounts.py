@@ -60,11 +60,12 @@ class Account:
                 self.container, config=dict(self.config), client_options=options, retry_config=retries
             )
         except (exceptions.BaseError, ValueError) as error:
-            text = self.redacted(" ".join(str(error).split()))[:200]
+            text = self.redacted(str(error))[:200]
             raise Failure("CredentialsRejected", f"the Secret's values for {self.name} cannot be used: {text}") from error
 
     def redacted(self, text: str) -> str:
-        """Return a text without secrets, plain or as a URL has them, and without signed queries."""
+        """Return the first part of a client's text without secrets, plain or as a URL has them, and without signed queries."""
+        text = " ".join(text.partition("Debug source:")[0].split())
         for secret in self.secrets:
             for form in (secret, quote(secret, safe="")):
                 text = text.replace(form, "…")

@@ -119,8 +119,7 @@ class ObjectStoreSource(Source):
         cause = _CAUSES.search(text)
         if cause and not cause[1].lower().startswith(("invalid peer", "certificate")):
             return Broken(f"{account.name}: {cause[1]}")
-        shown = account.redacted(" ".join(text.partition("Debug source:")[0].split()))
-        return Failure("SourceUnreachable", f"{self.uri} at {account.name}: {shown[:300]}")
+        return Failure("SourceUnreachable", f"{self.uri} at {account.name}: {account.redacted(text)[:300]}")
 
 
 def _suffix(text: str) -> str:
