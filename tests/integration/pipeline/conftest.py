@@ -137,7 +137,7 @@ class Zygote:
     def close(self) -> None:
         assert self._process.stdin
         self._process.stdin.close()
-        self._process.wait(10)
+        self._process.wait(120)  # a process with torch takes its time to end on a busy machine
 
 
 @pytest.fixture(scope="session")
