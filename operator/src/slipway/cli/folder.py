@@ -18,7 +18,7 @@ from slipway.cli.errors import CliError
 
 FILE_NAME = "model.yaml"
 FIELDS = {"format", "entrypoint", "arguments", "weights", "signature", "preprocessing", "labels", "validation"}
-FORMATS = ("PyTorch", "ONNX")
+FORMATS = ("PyTorch", "ONNX", "TorchServe")
 _SKIPPED = re.compile(r"(^|/)(__pycache__|\.git|\.ipynb_checkpoints|\.DS_Store)(/|$)|\.pyc$")
 _MAX_MANIFEST_BYTES = 1 << 20
 

@@ -161,7 +161,7 @@ def _finish_jobs(world: World) -> None:
 
 
 def _first_candidate(spec: Mapping[str, Any]) -> dict[str, str]:
-    source = spec["model"].get("format", "PyTorch")
+    source = "ONNX" if spec["model"].get("format") == "ONNX" else "PyTorch"  # an archive of TorchServe is read as a PyTorch model
     candidates = (spec.get("conversion") or {}).get("candidates") or [{"target": "None" if source == "ONNX" else "ONNX"}]
     target = candidates[0]["target"]
     return {"format": source if target == "None" else target, "precision": candidates[0].get("precision", "Float32")}
