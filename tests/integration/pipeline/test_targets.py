@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from slipway_runtime.candidates import PRECISIONS
-from slipway_runtime.serve.model import load_model
+from slipway_runtime.serve.model import LoadOptions, load_model
 
 MLP = """
 import torch
@@ -125,7 +125,7 @@ def calibrated(pipeline, name: str, shape: tuple[int, ...]) -> dict:
 def opened(pipeline, digest: str):
     from integration.pipeline.test_end_to_end import pulled  # noqa: PLC0415
 
-    return load_model(pulled(pipeline, digest), 1, None)
+    return load_model(pulled(pipeline, digest), LoadOptions(threads=1))
 
 
 def precisions(target: str) -> list[dict]:
