@@ -8,6 +8,7 @@ import pytest
 from slipway_runtime.candidates import PRECISIONS
 from slipway_runtime.serve.model import LoadOptions, load_model
 
+pytestmark = pytest.mark.timeout(900)
 MLP = """
 import torch
 
@@ -104,8 +105,9 @@ ROUND = {"minTop1AgreementPercent": 80}  # random samples of a random network li
 
 
 @pytest.fixture
-def source(tmp_path, claim):
+def source(tmp_path, pipeline, claim):
     """Make a model folder and return spec.model."""
+    pipeline.environment["SLIPWAY_TIMEOUT_SECONDS"] = "300"  # a compiler on a busy machine
 
     def make(code: str) -> dict:
         folder = tmp_path / "model"
@@ -236,7 +238,7 @@ def test_tensorrt_without_its_package_is_unavailable_and_not_failed(pipeline, so
 def test_aotinductor_is_compiled_for_a_level_of_cpus_and_loaded_without_a_compiler(pipeline, source):
     candidates = [{"target": "AOTInductor"}]
     spec = {"model": source(MLP), "signature": MLP_SIGNATURE, "conversion": {"candidates": candidates}}
-    last = pipeline.run(spec, SLIPWAY_TIMEOUT_SECONDS="280")
+    last = pipeline.run(spec)
     assert last.reason == "Published", last.log
     print(last.message["candidates"], pipeline.outcomes[1].log)
     model = opened(pipeline, last.message["artifactDigest"])
