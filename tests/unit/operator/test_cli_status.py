@@ -81,7 +81,11 @@ def test_ready_is_said_first_and_exit_code_zero():
         {
             **{"target": "ONNX", "precision": "Float32", "verdict": "Passed", "maxAbsoluteError": "1e-06"},
             **{"top1AgreementPercent": 100, "accuracyPercent": "98.9", "sizeBytes": 45678},
-        }
+        },
+        {
+            **{"target": "TorchScript", "precision": "Float32", "method": "Script", "verdict": "Passed", "maxAbsoluteError": "0"},
+            **{"latencyP50": "0.21ms", "throughput": "5120", "peakMemory": "143Mi"},
+        },
     ]
     server = container("server", running={}) | {"ready": True}
     text = shown(view_of(world, server_pod(revision, container("pull", exit_code=0), server, phase="Running")))
@@ -89,6 +93,7 @@ def test_ready_is_said_first_and_exit_code_zero():
     assert headline(resource) == (f"digits is Ready: revision {revision} serves with 1 replicas", "")
     assert f"stable {revision}  ONNX  100 %  1/1 pods ready" in text
     assert "candidate ONNX Float32  Passed  max error 1e-06, top-1 100 %, accuracy 98.9 %  45,678 bytes" in text
+    assert "candidate TorchScript Float32 Script  Passed  max error 0, p50 0.21ms, throughput 5120/s, memory 143Mi" in text
     assert "pull: done  server: ready" in text
     assert "earlier digits-old  Served" in text
 

@@ -153,12 +153,15 @@ def candidate_line(row: Mapping[str, Any]) -> Text:
         ("max error", row.get("maxAbsoluteError"), ""),
         ("top-1", row.get("top1AgreementPercent"), " %"),
         ("accuracy", row.get("accuracyPercent"), " %"),
+        ("p50", row.get("latencyP50"), ""),
+        ("throughput", row.get("throughput"), "/s"),
+        ("memory", row.get("peakMemory"), ""),
     ]
     numbers = ", ".join(f"{title} {value}{unit}" for title, value, unit in measured if value is not None)
     size = f"{int(row['sizeBytes']):,} bytes" if row.get("sizeBytes") is not None else ""
     verdict = str(row.get("verdict", ""))
     why = "" if verdict == "Passed" else f"{row.get('reason', '')}: {row.get('message', '')}"
-    title = (f"{row.get('target')} {row.get('precision')}", "")
+    title = (" ".join(str(row[key]) for key in ("target", "precision", "method") if row.get(key)), "")
     return _line("candidate ", title, (verdict, GOOD if verdict == "Passed" else BAD), (numbers, ""), (size, "dim"), (why, ""))
 
 
