@@ -34,7 +34,7 @@ unit: setup ## No cluster, no network
 	$(V)/python -m pytest tests/unit $(PYTEST_ARGS)
 
 integration: setup ## Against a real API server (hack/apiserver.sh)
-	@hack/tools.sh kubernetes registry helm versitygw fake-gcs-server
+	@hack/tools.sh kubernetes registry helm versitygw fake-gcs-server gateway-api
 	$(V)/python -m pytest tests/integration $(PYTEST_ARGS)
 
 e2e: setup cluster images ## On the kind cluster

@@ -1,7 +1,7 @@
 #!/bin/bash
 # Builds the pinned tools from the Go module proxy; hack/tools/<group>/go.mod and go.sum are the pins and checksums.
 #   usage: hack/tools.sh [GROUP...]     groups: kubernetes coredns kind helm registry local-path-provisioner pause
-#           for tests, only when named: versitygw (an S3 server) fake-gcs-server
+#           for tests, only when named: versitygw (an S3 server) fake-gcs-server gateway-api (CRDs, into build/crds)
 # Each group is built once per content of its recipe, into $CACHE/tools/<group>-<hash>; build/bin links to all of them.
 source "$(dirname "$0")/lib.sh"
 source "$HACK/tools/build.sh"
@@ -26,9 +26,10 @@ make_group() { # GROUP DIR
 }
 
 [ $# -gt 0 ] || set -- "${ALL[@]}"
-mkdir -p "$BUILD/bin"; cd "$REPO"
+mkdir -p "$BUILD/bin" "$BUILD/crds"; cd "$REPO"
 for group; do
   dir=$(group_dir "$group")
   [ -e "$dir/.done" ] || locked "tools-$group" make_group "$group" "$dir"
   find "$dir" -type f -perm -u+x -exec ln -sf {} "$BUILD/bin/" \;
+  find "$dir" -type f -name '*.yaml' -exec ln -sf {} "$BUILD/crds/" \;
 done

@@ -22,6 +22,9 @@ build() {
     pause)
       apt_install gcc libc6-dev; go mod download k8s.io/kubernetes
       gcc -Os -static -DVERSION=3.10.1 -o "$out/pause" "$(go list -m -f '{{.Dir}}' k8s.io/kubernetes)/build/pause/linux/pause.c" ;;
+    gateway-api)  # not a program: the CRDs that gateways read
+      go mod download sigs.k8s.io/gateway-api
+      install -m 644 "$(go list -m -f '{{.Dir}}' sigs.k8s.io/gateway-api)"/config/crd/standard/*_{gatewayclasses,gateways,httproutes,grpcroutes,referencegrants}.yaml "$out/" ;;
     *) go build -ldflags "$flags" -o "$out/" tool ;;
   esac
 }

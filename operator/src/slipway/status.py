@@ -102,7 +102,7 @@ def _step(facts: Facts, rollout: Rollout) -> str:
 
 
 def rollout_events(resource: Manifest, facts: Facts) -> tuple[Event, ...]:
-    """Return what happened to the rollout in this pass: a new weight, a wait, the takeover. Its failure is what blocks."""
+    """Return what happened to the rollout in this pass: a new weight, the takeover. A wait or a failure is what blocks."""
     before, after = remembered(resource, facts.policy), facts.plan.rollout
     if facts.stable is not None and facts.seen.stable not in (None, facts.stable):
         return (Event("Normal", str(Reason.AVAILABLE), f"revision {facts.stable} took over from {facts.seen.stable}"),)
@@ -111,8 +111,6 @@ def rollout_events(resource: Manifest, facts: Facts) -> tuple[Event, ...]:
     known = (before.phase, before.weight) if before is not None and before.revision == after.revision else (None, 0)
     if known == (after.phase, after.weight):
         return ()
-    if after.phase is Phase.PAUSED:
-        return (Event("Normal", str(Reason.ROLLOUT_PAUSED), f"{_step(facts, after)}; it waits to be promoted"),)
     return (Event("Normal", str(Reason.PROGRESSING), _step(facts, after)),) if after.phase is Phase.PROGRESSING else ()
 
 

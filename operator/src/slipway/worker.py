@@ -27,6 +27,7 @@ WARNINGS_SECONDS = 5.0  # how long the answer holds
 CONFLICT_BACKOFF = 0.05
 ROUNDS = 4  # of decisions in one pass: one that comes to no rest must not keep a worker
 RESTLESS_SECONDS = 30.0
+NO_SUCH_KIND = ("404 page not found", "could not find the requested resource")  # without its group, and without its version
 _ids = itertools.count(1)
 
 
@@ -141,17 +142,18 @@ class Worker:
 
     async def _tell_refusal(self, key: Key, error: ApiError) -> None:
         resource = self._store.get(key.kind, key.namespace, key.name)
-        is_kind_missing = isinstance(error, NotFound) and "the server could not find the requested resource" in error.message
+        is_kind_missing = isinstance(error, NotFound) and any(words in error.message for words in NO_SUCH_KIND)
         if resource is None or not (is_kind_missing or isinstance(error, Forbidden | Invalid)):
             return
         reason = refused(error.message).reason if isinstance(error, Forbidden) else Reason.INVALID_SPEC
         if is_kind_missing:  # the only optional kind that is written
             reason = Reason.ROUTE_REJECTED
-        status = with_write_failure(resource, reason, error.message, datetime.now(UTC))
+        message = "the cluster has no HTTPRoute of the Gateway API" if is_kind_missing else error.message
+        status = with_write_failure(resource, reason, message, datetime.now(UTC))
         if status == status_of(resource):
             return
         try:
             await self._writer.write_status(resource, status)
-            await self._writer.record(resource, Event("Warning", str(reason), error.message))
+            await self._writer.record(resource, Event("Warning", str(reason), message))
         except (ApiError, NotLeaderError) as second:
             LOG.warning("refusal not told key=%s because=%r", key, second)

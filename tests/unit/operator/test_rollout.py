@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from typing import Any
 
 import pytest
@@ -302,6 +303,27 @@ def test_a_crash_at_some_weight_rolls_back_also_when_the_pod_is_ready_again(make
     world.settle()
     assert (shares(world), status(world)["canary"]["reason"]) == ({first: 100}, "PodsCrashing")
     assert "exit code 3" in status(world)["canary"]["message"]
+
+
+@pytest.mark.parametrize(("code", "given_up"), [(62, True), (50, False)], ids=["its model does not load", "the registry is down"])
+def test_who_crashes_until_the_deadline_is_given_up_unless_it_is_not_to_blame(make: Any, code: int, given_up: bool) -> None:
+    world = make(**CANARY)
+    first = stable(world)
+    wish(world, model=V2)
+    world.settle()
+    world.finish_jobs()
+    world.settle()
+    (second,) = world.names("Deployment") - {first}
+    reason = {62: "ModelLoadFailed", 50: "RegistryUnavailable"}[code]
+    ended = {"exitCode": code, "message": json.dumps({"reason": reason, "message": "no"})}
+    container = {"name": "server", "ready": False, "state": {"waiting": {"reason": "CrashLoopBackOff"}}, "lastState": {"terminated": ended}}
+    labels = {"slipway.dev/deployment": "digits", "slipway.dev/revision": second}
+    world.put({"kind": "Pod", "metadata": {"name": f"{second}-x", "labels": labels}, "status": {"containerStatuses": [container]}})
+    world.settle()
+    assert (second in sizes(world), ready_reason(world, *KEY)) == (True, reason), "it may still come up"
+    never_ready(world, second)
+    world.settle()
+    assert (status(world)["canary"]["phase"], ready_reason(world, *KEY)) == ("RolledBack" if given_up else "Preparing", reason)
 
 
 def never_ready(world: World, revision: str) -> None:

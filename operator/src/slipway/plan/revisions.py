@@ -16,7 +16,7 @@ from slipway.api.common import parse_duration
 from slipway.api.conditions import format_time, truncate
 from slipway.api.reasons import Reason
 from slipway.plan.diagnose import Problem, container_statuses, workload_problem
-from slipway.plan.objects import annotation, label, name_of, status_of
+from slipway.plan.objects import annotation, condition, label, name_of, status_of
 from slipway.plan.rollout import Fault, Observed, Phase, Policy, Rollout, Side, Step, Strategy
 from slipway.snapshot import DeploymentSnapshot, Manifest
 
@@ -104,6 +104,7 @@ def _side(deployment: Manifest, pods: Sequence[Manifest], since: datetime | None
         ready=ready_replicas(deployment),
         is_complete=is_complete(deployment, size),
         fault=None if problem is None else Fault(problem.reason, problem.message),
+        is_late=(condition(deployment, "Progressing") or {}).get("reason") == "ProgressDeadlineExceeded",
     )
 
 

@@ -22,8 +22,10 @@ MAX_TRANSITIONS = 4  # in one pass; more would be a loop
 SOON = 1.0  # seconds
 # What a pod can do that tells against its model rather than against its node or the registry.
 FAULTS = frozenset({Reason.PODS_CRASHING, Reason.OUT_OF_MEMORY, Reason.MODEL_LOAD_FAILED, Reason.GOLDEN_MISMATCH, Reason.INVALID_ARGUMENTS})
-# What passes when the cluster has room again: never a reason to give a revision up.
-SHORTAGES = frozenset({Reason.INSUFFICIENT_RESOURCES, Reason.QUOTA_EXCEEDED, Reason.IMAGE_PULL_FAILED, Reason.EVICTED})
+# What passes when the cluster has room, or its registry, again: never a reason to give a revision up.
+SHORTAGES = frozenset(
+    {Reason.INSUFFICIENT_RESOURCES, Reason.QUOTA_EXCEEDED, Reason.IMAGE_PULL_FAILED, Reason.EVICTED, Reason.REGISTRY_UNAVAILABLE}
+)
 
 
 class Strategy(StrEnum):
@@ -97,7 +99,7 @@ class Side:
     """The pods of one revision: `size` is what its Deployment asks for, `pods` how many exist, `ready` how many answer.
 
     `is_complete`: the Deployment's controller has seen that size, and exactly that many pods exist and are available.
-    `fault` is what its pods did wrong since the step began, or why they do not come up.
+    `fault` is what its pods did wrong since the step began, or why they do not come up; `is_late`: they did not within the deadline.
     """
 
     size: int = 0
@@ -105,6 +107,7 @@ class Side:
     ready: int = 0
     is_complete: bool = False
     fault: Fault | None = None
+    is_late: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -316,10 +319,9 @@ def _fault(rollout: Rollout, seen: Observed, policy: Policy) -> Fault | None:
     if rollout.fault is not None and rollout.phase is Phase.PAUSED:
         return None  # onFailure: Pause; it is up to a person now
     side = seen.side(rollout.revision)
-    if side.fault is not None and policy.gives_up and side.fault.reason not in SHORTAGES:
-        is_late = side.fault.reason is Reason.PROGRESS_DEADLINE_EXCEEDED
-        if is_late or (rollout.weight > 0 and side.fault.reason in FAULTS):
-            return side.fault
+    is_to_blame = side.fault is not None and policy.gives_up and side.fault.reason not in SHORTAGES
+    if side.fault is not None and is_to_blame and (side.is_late or (rollout.weight > 0 and side.fault.reason in FAULTS)):
+        return side.fault
     failed = [v for v in _fresh(rollout, seen) if v.verdict == "Fail"]
     if failed and not policy.skips_all(rollout.revision):
         return Fault(Reason.ANALYSIS_FAILED, f"at {rollout.weight} % of the traffic: {failures(failed)}")

@@ -1,0 +1,5 @@
+module slipway.dev/hack/tools/gateway-api
+
+go 1.26.8
+
+require sigs.k8s.io/gateway-api v1.6.1
