@@ -98,6 +98,23 @@ def test_ready_is_said_first_and_exit_code_zero():
     assert "earlier digits-old  Served" in text
 
 
+def test_a_rollout_shows_its_step_its_real_share_and_what_was_measured():
+    world = ready_world()
+    resource = world.kind("ModelDeployment")["digits"]
+    resource["status"]["stable"] |= {"weight": 90, "share": 75}
+    metric = {"name": "error-rate", "verdict": "Fail", "value": "0.2", "baseline": "0.001", "samples": 500, "message": "limit 0.01"}
+    resource["status"]["canary"] = {
+        **{"revision": "digits-2", "weight": 10, "share": 25, "phase": "Progressing", "step": 1},
+        **{"stepStartedAt": "2026-11-24T12:00:00Z", "metrics": [metric]},
+    }
+    text = shown(view_of(world))
+    assert "90 % (really 75 %)" in text
+    assert "rollout Progressing  step 1  since 2026-11-24T12:00:00Z" in text
+    assert "metric error-rate  Fail  0.2, stable 0.001 over 500 requests  limit 0.01" in text
+    resource["status"]["canary"] |= {"phase": "RolledBack", "reason": "AnalysisFailed", "message": "error-rate is 0.2"}
+    assert "AnalysisFailed: error-rate is 0.2" in shown(view_of(world))
+
+
 def test_a_failed_conversion_names_the_reason_once_and_what_to_do():
     world = World(model_deployment())
     world.settle()

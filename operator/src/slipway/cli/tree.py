@@ -86,12 +86,38 @@ def _add_revision(tree: Tree, role: str, row: Mapping[str, Any], view: View) -> 
     ready = int(row.get("readyReplicas", 0))
     count = f"{ready}/{wanted} pods ready" if deployment is not None else "no pods yet"
     style = GOOD if deployment is not None and ready >= wanted else BUSY
-    parts = [(revision, "bold"), (str(row.get("format", "")), ""), (f"{row.get('weight', 0)} %", ""), (count, style)]
+    parts = [(revision, "bold"), (str(row.get("format", "")), ""), (_traffic(row), ""), (count, style)]
     branch = tree.add(_line(f"{role} ", *parts))
+    if row.get("phase"):
+        branch.add(_rollout_line(row))
+    for metric in row.get("metrics") or ():
+        branch.add(_metric_line(metric))
     if row.get("artifact"):
         _add_artifact(branch, str(row["artifact"]), view)
     for pod in view.servers(revision):
         _add_pod(branch, pod)
+
+
+def _traffic(row: Mapping[str, Any]) -> str:
+    """Return the wanted share of the traffic, and the real one where it differs."""
+    weight, share = row.get("weight", 0), row.get("share")
+    return f"{weight} %" if share in (None, weight) else f"{weight} % (really {share} %)"
+
+
+def _rollout_line(row: Mapping[str, Any]) -> Text:
+    phase = str(row["phase"])
+    style = {"RolledBack": BAD, "Progressing": GOOD}.get(phase, BUSY)
+    since = f"since {row['stepStartedAt']}" if row.get("stepStartedAt") else ""
+    why = f"{row['reason']}: {row.get('message', '')}" if row.get("reason") else ""
+    return _line("rollout ", (phase, style), (f"step {row['step']}" if row.get("step") else "", ""), (since, "dim"), (why, ""))
+
+
+def _metric_line(row: Mapping[str, Any]) -> Text:
+    verdict = str(row["verdict"])
+    style = {"Pass": GOOD, "Fail": BAD}.get(verdict, BUSY)
+    against = f", stable {row['baseline']}" if row.get("baseline") else ""
+    measured = f"{row['value']}{against} over {row.get('samples', 0)} requests" if row.get("value") else ""
+    return _line("metric ", (str(row["name"]), ""), (verdict, style), (measured, ""), (str(row.get("message", "")), "dim"))
 
 
 def _add_artifact(tree: Tree, name: str, view: View) -> None:
