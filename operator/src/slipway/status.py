@@ -152,7 +152,7 @@ def _condition_rows(facts: Facts) -> list[tuple[str, bool | None, Problem]]:
     cause, settled = blocking(facts), is_settled(facts)
     is_artifact_ready, artifact = artifact_state(facts.artifact)
     fails = is_failure(cause.reason)
-    is_terminal = fails and not cause.is_retried
+    is_terminal = fails and (not cause.is_retried or is_given_up(facts.plan))
     return [
         ("Ready", settled, cause),
         ("ArtifactReady", is_artifact_ready, artifact),

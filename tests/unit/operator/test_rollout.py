@@ -274,6 +274,21 @@ def test_an_inconclusive_analysis_neither_promotes_nor_rolls_back(make: Any) -> 
     assert status(world)["canary"]["step"] == 2, "the verdict is about the step before"
 
 
+def test_the_operator_comes_back_for_the_end_of_a_step_and_for_each_evaluation(make: Any) -> None:
+    world = make(rollout={"steps": [{"weight": 10, "duration": "1m"}, {"weight": 50}], **ANALYSIS}, **GATEWAY)
+    roll_out(world, V2)
+    world.advance(10)
+    assert world.step(*KEY).requeue_after == 15
+    world.advance(45)
+    assert world.step(*KEY).requeue_after == 5
+    judge(world, "Pass")
+    world.advance(6)
+    judge(world, "Pass")
+    turn(world)
+    assert status(world)["canary"]["phase"] == "Paused"
+    assert world.step(*KEY).requeue_after == 15, "a step that waits for a person is watched as well"
+
+
 def test_on_failure_pause_stops_where_it_is_until_a_person_decides(make: Any) -> None:
     world = make(rollout={"steps": STEPS, "onFailure": "Pause", **ANALYSIS}, **GATEWAY)
     second = roll_out(world, V2)
@@ -303,6 +318,8 @@ def test_a_crash_at_some_weight_rolls_back_also_when_the_pod_is_ready_again(make
     world.settle()
     assert (shares(world), status(world)["canary"]["reason"]) == ({first: 100}, "PodsCrashing")
     assert "exit code 3" in status(world)["canary"]["message"]
+    kinds = {c["type"]: c["status"] for c in status(world)["conditions"]}
+    assert (kinds.get("Stalled"), kinds.get("Reconciling"), kinds["Available"]) == ("True", None, "True"), "it is over, not retried"
 
 
 @pytest.mark.parametrize(("code", "given_up"), [(62, True), (50, False)], ids=["its model does not load", "the registry is down"])

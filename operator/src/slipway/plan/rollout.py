@@ -398,15 +398,12 @@ def _with_drains(busy: Mapping[str, int], seen: Observed, now: datetime, drain_s
 
 
 def _step_left(rollout: Rollout, policy: Policy, now: datetime) -> float | None:
-    """Return the seconds until the step's time is over, then those of one interval of the analysis."""
-    if rollout.phase not in (Phase.PROGRESSING, Phase.PROMOTING) or rollout.step >= len(policy.steps):
+    """Return the seconds until the step's time is over or the next evaluation of the analysis is due; None while there is no weight."""
+    if rollout.weight == 0 or rollout.since is None:
         return None
-    duration = policy.steps[rollout.step].duration
-    if rollout.since is None or duration is None:
-        return None
-    rest = duration - (now - rollout.since).total_seconds()
-    waits = [t for t in (rest if rest > 0 else None, policy.interval) if t is not None]
-    return min(waits, default=None)
+    step = policy.steps[rollout.step] if rollout.phase is Phase.PROGRESSING and rollout.step < len(policy.steps) else None
+    rest = step.duration - (now - rollout.since).total_seconds() if step is not None and step.duration is not None else 0.0
+    return _earliest(rest if rest > 0 else None, policy.interval)
 
 
 def _earliest(*times: float | None) -> float | None:
