@@ -31,6 +31,14 @@ def test_the_sequence_of_objects():
     assert "end: Ready=True Ready" in done.stdout
 
 
+def test_a_gateway_adds_a_route_and_a_pause_stops_nothing_that_is_first():
+    routing = "routing: {gateway: {name: public}}, rollout: {steps: [{weight: 10}]}, paused: true"
+    done = plan(GOOD.replace("serving: {replicas: 2}", routing))
+    assert done.exit_code == 0, done.output
+    assert done.stdout.count("HTTPRoute/digits") == 1
+    assert "end: Ready=True Ready" in done.stdout
+
+
 def test_names_do_not_depend_on_what_the_api_server_would_fill_in():
     explicit = GOOD.replace("replicas: 2", "replicas: 7").replace("spec: {", "spec: {revisionHistoryLimit: 5, ")
     assert plan(GOOD).stdout.splitlines()[-2] == plan(explicit).stdout.splitlines()[-2]
