@@ -37,6 +37,7 @@ PLURALS = {
     "Event": "api/v1/{}events",
     "Job": "apis/batch/v1/{}jobs",
     "HTTPRoute": "apis/gateway.networking.k8s.io/v1/{}httproutes",
+    "GRPCRoute": "apis/gateway.networking.k8s.io/v1/{}grpcroutes",
     "ClusterRole": "apis/rbac.authorization.k8s.io/v1/{}clusterroles",
     "Lease": "apis/coordination.k8s.io/v1/{}leases",
 }

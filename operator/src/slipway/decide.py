@@ -18,7 +18,7 @@ from slipway.plan import revisions, traffic, workload
 from slipway.plan.conversion import decide_artifact, events_for
 from slipway.plan.diagnose import Problem, workload_problem
 from slipway.plan.objects import annotation, changed, label, name_of, owner, ref, status_of
-from slipway.plan.rollout import Plan, Policy, advance, is_given_up, may_be_made
+from slipway.plan.rollout import Plan, advance, is_given_up, may_be_made
 from slipway.snapshot import ArtifactSnapshot, Config, Decision, DeploymentSnapshot, Event, Manifest, ObjectRef, Snapshot
 from slipway.status import Facts, artifact_state, blocking, deployment_status, rollout_events
 
@@ -91,7 +91,7 @@ def _decide_deployment(snapshot: DeploymentSnapshot, now: datetime, config: Conf
     desired = () if _conflict(snapshot, target) else _desired(resource, target, snapshot, fresh, plan)
     return Decision(
         apply=(*_claim_artifact(snapshot, target), *desired, *released),
-        delete=(*_delete_revisions(snapshot, doomed), *_delete_routes(snapshot, policy), *dropped),
+        delete=(*_delete_revisions(snapshot, doomed), *_delete_routes(snapshot), *dropped),
         status=None if status == status_of(resource) else status,
         events=_events(resource, facts),
         requeue_after=NOT_OURS_RETRY_SECONDS if _conflict(snapshot, target) else plan.again,
@@ -106,13 +106,16 @@ def _conflict(snapshot: DeploymentSnapshot, target: _Target) -> Problem | None:
     return Problem(Reason.NAME_CONFLICT, f"{other['kind']} {name_of(other)} exists and belongs to somebody else")
 
 
-def _route(snapshot: DeploymentSnapshot) -> Manifest | None:
-    return next((r for r in snapshot.routes if name_of(r) == name_of(snapshot.resource)), None)
+def _route(snapshot: DeploymentSnapshot, kind: str = "HTTPRoute") -> Manifest | None:
+    return next((r for r in snapshot.routes if (r["kind"], name_of(r)) == (kind, name_of(snapshot.resource))), None)
 
 
 def _route_problem(snapshot: DeploymentSnapshot) -> Problem | None:
-    said = traffic.route_problem(_route(snapshot))
-    return None if said is None else Problem(Reason.ROUTE_REJECTED, f"the gateway does not take the HTTPRoute: {said}")
+    for kind in traffic.route_kinds(snapshot.resource):
+        said = traffic.route_problem(_route(snapshot, kind))
+        if said is not None:
+            return Problem(Reason.ROUTE_REJECTED, f"the gateway does not take the {kind}: {said}")
+    return None
 
 
 def _runtime(snapshot: DeploymentSnapshot, target: _Target, artifact: Manifest | None) -> tuple[Manifest | None, Problem | None]:
@@ -147,12 +150,13 @@ def _desired(resource: Manifest, target: _Target, snapshot: DeploymentSnapshot, 
     if plan.stable is not None:
         objects.append(traffic.stable_service(resource, plan, has_gateway=has_gateway))
     wanted = changed(objects, (*snapshot.deployments, *snapshot.services))
-    return (*wanted, *_changed_route(resource, snapshot, plan)) if has_gateway and plan.stable is not None else wanted
+    kinds = traffic.route_kinds(resource) if plan.stable is not None else ()
+    return (*wanted, *(manifest for kind in kinds for manifest in _changed_route(resource, snapshot, plan, kind)))
 
 
-def _changed_route(resource: Manifest, snapshot: DeploymentSnapshot, plan: Plan) -> tuple[Manifest, ...]:
-    observed = _route(snapshot)
-    desired = traffic.route(resource, plan.weights, observed)
+def _changed_route(resource: Manifest, snapshot: DeploymentSnapshot, plan: Plan, kind: str) -> tuple[Manifest, ...]:
+    observed = _route(snapshot, kind)
+    desired = traffic.route(resource, plan.weights, observed, kind)
     return changed((desired,), snapshot.routes) if traffic.is_routed(observed, desired) else (desired,)
 
 
@@ -203,8 +207,9 @@ def _delete_revisions(snapshot: DeploymentSnapshot, doomed: Sequence[str]) -> tu
     return tuple(ref(o) for o in (*snapshot.deployments, *snapshot.services) if name_of(o) in doomed)
 
 
-def _delete_routes(snapshot: DeploymentSnapshot, policy: Policy) -> tuple[ObjectRef, ...]:
-    return () if policy.has_gateway else tuple(ref(route) for route in snapshot.routes)
+def _delete_routes(snapshot: DeploymentSnapshot) -> tuple[ObjectRef, ...]:
+    wanted = traffic.route_kinds(snapshot.resource)
+    return tuple(ref(route) for route in snapshot.routes if route["kind"] not in wanted)
 
 
 def _events(resource: Manifest, facts: Facts) -> tuple[Event, ...]:

@@ -26,7 +26,8 @@ RESOURCES = {
     "Service": ("", "v1", "services"),
     "Job": ("batch", "v1", "jobs"),
     "Pod": ("", "v1", "pods"),
-    "HTTPRoute": ("gateway.networking.k8s.io", "v1", "httproutes"),  # kopf watches it when its CRD is there, or comes
+    "HTTPRoute": ("gateway.networking.k8s.io", "v1", "httproutes"),  # kopf watches them when their CRDs are there, or come
+    "GRPCRoute": ("gateway.networking.k8s.io", "v1", "grpcroutes"),
 }
 API_VERSIONS = {kind: f"{group}/{version}" if group else version for kind, (group, version, _) in RESOURCES.items()}
 

@@ -27,6 +27,7 @@ WATCHED: dict[str, str | None] = {
     "Job": names.SELECTOR,
     "Pod": names.SELECTOR,
     "HTTPRoute": names.SELECTOR,
+    "GRPCRoute": names.SELECTOR,
 }
 GRACE = 10.0  # a watch event may be this late
 MAX_BEHIND = 3

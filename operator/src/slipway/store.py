@@ -135,7 +135,7 @@ class Store:
             deployments=deployments,
             services=_only(mine, "Service"),
             pods=_only(mine, "Pod"),
-            routes=_only(mine, "HTTPRoute"),
+            routes=(*_only(mine, "HTTPRoute"), *_only(mine, "GRPCRoute")),
             runtimes=tuple(self.of_kind("ServingRuntime")),
             foreign=tuple(o for k, (at, o) in self._foreign.items() if now - at < FOREIGN_SECONDS and k[1] == key.namespace),
         )

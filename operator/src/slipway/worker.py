@@ -146,9 +146,13 @@ class Worker:
         if resource is None or not (is_kind_missing or isinstance(error, Forbidden | Invalid)):
             return
         reason = refused(error.message).reason if isinstance(error, Forbidden) else Reason.INVALID_SPEC
-        if is_kind_missing:  # the only optional kind that is written
+        if is_kind_missing:  # the only optional kinds that are written
             reason = Reason.ROUTE_REJECTED
-        message = "the cluster has no HTTPRoute of the Gateway API" if is_kind_missing else error.message
+        message = (
+            "the cluster lacks HTTPRoute or GRPCRoute of the Gateway API"
+            if is_kind_missing
+            else error.message
+        )
         status = with_write_failure(resource, reason, message, datetime.now(UTC))
         if status == status_of(resource):
             return

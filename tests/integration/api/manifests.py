@@ -102,6 +102,12 @@ ENV_FROM = {"secretKeyRef": {"name": "a", "key": "b"}, "fieldRef": {"fieldPath":
 INVALID: list[tuple[str, Spec, str]] = [
     *[(name, deployment(rollout=spec), words) for name, spec, words in ROLLOUTS],
     ("hostnames without a gateway", deployment(routing={"hostnames": ["a.example.com"]}), "hostnames need a gateway"),
+    (
+        "a hostname for both",
+        deployment(routing={"gateway": {"name": "g"}, "hostnames": ["a.b"], "grpcHostnames": ["a.b"]}),
+        "a hostname is either for HTTP or for gRPC",
+    ),
+    ("gRPC hostnames without a gateway", deployment(routing={"grpcHostnames": ["a.example.com"]}), "hostnames need a gateway"),
     ("a URL as hostname", deployment(routing={"gateway": {"name": "g"}, "hostnames": ["http://a"]}), "a hostname has lower-case letters"),
     ("name too long", deployment("d" * 64), NAME),
     ("name starts with a digit", deployment("1digits"), NAME),

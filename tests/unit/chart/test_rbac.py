@@ -18,6 +18,7 @@ MANAGED = {
     "jobs.batch": WRITE,
     "pods": READ,
     "httproutes.gateway.networking.k8s.io": WRITE,
+    "grpcroutes.gateway.networking.k8s.io": WRITE,
     "events": {"get", "list", "create", "patch"},
 }
 DISCOVERY = {"customresourcedefinitions.apiextensions.k8s.io": {"list", "watch"}}

@@ -488,6 +488,20 @@ def test_a_gateway_that_is_taken_out_of_the_spec_takes_its_route_along(make: Any
     assert not world.names("HTTPRoute")
 
 
+def test_grpc_has_a_route_of_its_own_with_the_same_weights(make: Any) -> None:
+    routing = {**GATEWAY["routing"], "grpcHostnames": ["grpc.example.com"]}
+    world = make(**CANARY, routing=routing)
+    first = stable(world)
+    second = roll_out(world, V2)
+    spec = world.objects[("GRPCRoute", "digits")]["spec"]
+    assert spec["hostnames"] == ["grpc.example.com"]
+    assert [(r["name"], r["port"], r["weight"]) for r in spec["rules"][0]["backendRefs"]] == sorted([(first, 9000, 90), (second, 9000, 10)])
+    assert shares(world) == {first: 90, second: 10}
+    wish(world, **GATEWAY)
+    world.settle()
+    assert (world.names("GRPCRoute"), world.names("HTTPRoute")) == (set(), {"digits"})
+
+
 def test_a_route_that_the_gateway_refuses_is_the_reason(make: Any) -> None:
     world = make(**GATEWAY)
     refused = {"type": "Accepted", "status": "False", "reason": "NotAllowedByListeners", "message": "no listener allows it"}

@@ -86,7 +86,7 @@ class World:
             of("Pod"),
             self.runtimes,
             self.foreign,
-            of("HTTPRoute"),
+            (*of("HTTPRoute"), *of("GRPCRoute")),
             self.verdicts,
         )
 

@@ -20,6 +20,9 @@ Hostname = Annotated[
 ]
 
 
+Hostnames = Annotated[tuple[Hostname, ...], Field(max_length=16, json_schema_extra=ATOMIC)]
+
+
 class RolloutStep(ApiModel):
     """A share of the requests, and for how long."""
 
@@ -94,9 +97,15 @@ class Routing(ApiModel):
 
     rules = (
         Rule(
-            "!has(self.hostnames) || size(self.hostnames) == 0 || has(self.gateway)",
+            "has(self.gateway) || (!has(self.hostnames) || size(self.hostnames) == 0) "
+            "&& (!has(self.grpcHostnames) || size(self.grpcHostnames) == 0)",
             "hostnames need a gateway; add gateway: {name: ...}, or remove hostnames",
-            lambda routing: not routing.hostnames or routing.gateway is not None,
+            lambda routing: routing.gateway is not None or not (routing.hostnames or routing.grpc_hostnames),
+        ),
+        Rule(
+            "!has(self.hostnames) || !has(self.grpcHostnames) || self.hostnames.all(h, !(h in self.grpcHostnames))",
+            "a hostname is either for HTTP or for gRPC: a gateway accepts one kind of route for it; use another name for gRPC",
+            lambda routing: not set(routing.hostnames or ()) & set(routing.grpc_hostnames or ()),
         ),
     )
 
@@ -104,6 +113,9 @@ class Routing(ApiModel):
         default=None,
         description="The gateway that an HTTPRoute with the weights is attached to. Default: none; numbers of pods then make the weights.",
     )
-    hostnames: Annotated[tuple[Hostname, ...], Field(max_length=16, json_schema_extra=ATOMIC)] | None = Field(
+    hostnames: Hostnames | None = Field(
         default=None, description="Hostnames of the route. Example: [digits.example.com]. Default: every one of the gateway."
+    )
+    grpc_hostnames: Hostnames | None = Field(
+        default=None, description="Hostnames of a GRPCRoute beside it. Example: [grpc.digits.example.com]. Default: no GRPCRoute."
     )

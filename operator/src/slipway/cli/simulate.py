@@ -124,7 +124,7 @@ def _snapshot(world: World, resource: Mapping[str, Any]) -> DeploymentSnapshot |
         artifacts={name_of(item): item for item in world.kind("ModelArtifact")},
         deployments=tuple(world.kind("Deployment")),
         services=tuple(world.kind("Service")),
-        routes=tuple(world.kind("HTTPRoute")),
+        routes=(*world.kind("HTTPRoute"), *world.kind("GRPCRoute")),
         runtimes=world.runtimes,
     )
 
@@ -133,7 +133,7 @@ _WHY = {
     "ModelArtifact": "the converted model; revisions with an equal model and conversion share it",
     "Job": "fetch, convert, validate and publish the model; nothing is converted that is in the registry already",
     "Deployment": "the pods of this revision",
-    "HTTPRoute": "the gateway's share of the traffic for each revision",
+    **dict.fromkeys(("HTTPRoute", "GRPCRoute"), "the gateway's share of the traffic for each revision"),
 }
 
 

@@ -18,7 +18,11 @@ from slipway.snapshot import Manifest
 ROUTE_VERSION = "gateway.networking.k8s.io/v1"
 SERVICE_PORT = 80
 GRPC_PORT = 9000  # KServe and Seldon number it so too
-_EVERYTHING = [{"path": {"type": "PathPrefix", "value": "/"}}]  # the default of the Gateway API
+# By kind of route: the port of the Services that it leads to, the field of spec.routing with its hostnames, and a rule for every request.
+_KINDS: dict[str, tuple[int, str, dict[str, Any]]] = {
+    "HTTPRoute": (SERVICE_PORT, "hostnames", {"matches": [{"path": {"type": "PathPrefix", "value": "/"}}]}),
+    "GRPCRoute": (GRPC_PORT, "grpcHostnames", {}),
+}
 
 
 def service(resource: Manifest, name: str, selector: Mapping[str, str], *, revision: str | None = None) -> dict[str, Any]:
@@ -68,30 +72,39 @@ def stable_service(resource: Manifest, plan: Plan, *, has_gateway: bool) -> dict
     return {**manifest, "metadata": {**manifest["metadata"], "annotations": notes}}
 
 
-def route(resource: Manifest, weights: Mapping[str, int], observed: Manifest | None) -> dict[str, Any]:
-    """Return the HTTPRoute with our weights in our rule, and everything else in it as it was found.
+def route_kinds(resource: Manifest) -> tuple[str, ...]:
+    """Return the kinds of routes that the spec asks for. gRPC has hostnames of its own: a gateway accepts one of two kinds for a host."""
+    routing = resource["spec"].get("routing") or {}
+    if not routing.get("gateway"):
+        return ()
+    return ("HTTPRoute", "GRPCRoute") if routing.get("grpcHostnames") else ("HTTPRoute",)
+
+
+def route(resource: Manifest, weights: Mapping[str, int], observed: Manifest | None, kind: str = "HTTPRoute") -> dict[str, Any]:
+    """Return the route with our weights in our rule, and everything else in it as it was found.
 
     Server-side apply cannot merge here: `rules` and `backendRefs` are atomic lists (gateway-api, apis/v1/httproute_types.go). So what
     users added, rules of their own and filters or timeouts of ours, is read and written back, guarded by the version that was read.
     """
     metadata, routing = resource["metadata"], resource["spec"].get("routing") or {}
+    port, hostnames, everything = _KINDS[kind]
     parent = {key: routing["gateway"][key] for key in ("namespace", "name") if routing["gateway"].get(key)}
     found = dict(observed["spec"]) if observed is not None else {}
     rules = [dict(rule) for rule in found.get("rules") or ()]
     index = _our_rule(rules, name_of(resource))
-    ours = {"matches": _EVERYTHING} if index is None else rules[index]
-    ours = {**ours, "backendRefs": [_backend(revision, weight) for revision, weight in sorted(weights.items())]}
+    ours = everything if index is None else rules[index]
+    ours = {**ours, "backendRefs": [_backend(revision, weight, port) for revision, weight in sorted(weights.items())]}
     rules = [*rules, ours] if index is None else [*rules[:index], ours, *rules[index + 1 :]]
     desired: dict[str, Any] = {
         "apiVersion": ROUTE_VERSION,
-        "kind": "HTTPRoute",
+        "kind": kind,
         "metadata": {
             "name": metadata["name"],
             "namespace": metadata["namespace"],
             "labels": names.labels(metadata["name"], "route", deployment=metadata["name"]),
             "ownerReferences": [owner(resource)],
         },
-        "spec": {"parentRefs": [parent], "hostnames": list(routing.get("hostnames", ())), "rules": rules},
+        "spec": {"parentRefs": [parent], "hostnames": list(routing.get(hostnames, ())), "rules": rules},
     }
     if observed is not None and observed["metadata"].get("resourceVersion"):
         desired["metadata"]["resourceVersion"] = observed["metadata"]["resourceVersion"]
@@ -106,8 +119,8 @@ def _our_rule(rules: Sequence[Mapping[str, Any]], deployment: str) -> int | None
     return next(iter(plain or ours), None)
 
 
-def _backend(revision: str, weight: int) -> dict[str, Any]:
-    return {"group": "", "kind": "Service", "name": revision, "port": SERVICE_PORT, "weight": weight}
+def _backend(revision: str, weight: int, port: int) -> dict[str, Any]:
+    return {"group": "", "kind": "Service", "name": revision, "port": port, "weight": weight}
 
 
 def is_routed(observed: Manifest | None, desired: Manifest) -> bool:
