@@ -148,11 +148,7 @@ class Worker:
         reason = refused(error.message).reason if isinstance(error, Forbidden) else Reason.INVALID_SPEC
         if is_kind_missing:  # the only optional kinds that are written
             reason = Reason.ROUTE_REJECTED
-        message = (
-            "the cluster lacks HTTPRoute or GRPCRoute of the Gateway API"
-            if is_kind_missing
-            else error.message
-        )
+        message = "the cluster lacks HTTPRoute or GRPCRoute of the Gateway API" if is_kind_missing else error.message
         status = with_write_failure(resource, reason, message, datetime.now(UTC))
         if status == status_of(resource):
             return
