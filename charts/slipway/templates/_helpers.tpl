@@ -62,4 +62,7 @@ affinity: {{- toYaml . | nindent 2 }}
 - {apiGroups: [""], resources: [pods], verbs: [get, list, watch]}
 - {apiGroups: [gateway.networking.k8s.io], resources: [httproutes, grpcroutes], verbs: [get, list, watch, create, patch, delete]}
 - {apiGroups: [""], resources: [events], verbs: [get, list, create, patch]}
+{{- if .Values.accelerators.enabled }}
+- {apiGroups: [resource.k8s.io], resources: [resourceclaimtemplates], verbs: [get, list, create, patch, delete]}
+{{- end }}
 {{- end -}}

@@ -38,6 +38,8 @@ PLURALS = {
     "Job": "apis/batch/v1/{}jobs",
     "HTTPRoute": "apis/gateway.networking.k8s.io/v1/{}httproutes",
     "GRPCRoute": "apis/gateway.networking.k8s.io/v1/{}grpcroutes",
+    "ResourceClaimTemplate": "apis/resource.k8s.io/v1/{}resourceclaimtemplates",
+    "Node": "api/v1/nodes",
     "ClusterRole": "apis/rbac.authorization.k8s.io/v1/{}clusterroles",
     "Lease": "apis/coordination.k8s.io/v1/{}leases",
 }

@@ -14,7 +14,7 @@ from typing import Any
 from slipway import names
 from slipway.api.reasons import Reason
 from slipway.plan import artifact as artifacts
-from slipway.plan import revisions, traffic, workload
+from slipway.plan import revisions, scarcity, traffic, workload
 from slipway.plan.conversion import decide_artifact, events_for
 from slipway.plan.diagnose import Problem, workload_problem
 from slipway.plan.objects import annotation, changed, label, name_of, owner, ref, status_of
@@ -70,6 +70,11 @@ def _decide_deployment(snapshot: DeploymentSnapshot, now: datetime, config: Conf
     runtime, stopper = _runtime(snapshot, target, artifact)
     stopper = _conflict(snapshot, target) or _route_problem(snapshot) or stopper
     limit = int(resource["spec"].get("revisionHistoryLimit", 5))
+    is_new = runtime is not None and artifact is not None and may_be_made(plan)
+    fresh = workload.revision_deployment(resource, target.revision, artifact, runtime, config) if is_new else None  # type: ignore[arg-type]
+    teams = scarcity.Teams(plan.stable, target.revision, fresh)
+    sizes, problem = scarcity.fitted(snapshot, teams, plan.sizes, _problem(snapshot, target.revision))
+    plan = replace(plan, sizes=sizes)
     facts = Facts(
         plan=plan,
         seen=seen,
@@ -77,7 +82,7 @@ def _decide_deployment(snapshot: DeploymentSnapshot, now: datetime, config: Conf
         deployments={name_of(d): d for d in snapshot.deployments},
         artifact=artifact,
         artifact_name=target.artifact,
-        target_problem=_problem(snapshot, target.revision),
+        target_problem=problem,
         stable_problem=_problem(snapshot, plan.stable),
         stopper=stopper,
         shares=traffic.real_shares(plan, seen.sides, _route(snapshot), name_of(resource), has_gateway=policy.has_gateway),
@@ -86,8 +91,6 @@ def _decide_deployment(snapshot: DeploymentSnapshot, now: datetime, config: Conf
     status = deployment_status(resource, facts, now)
     doomed = revisions.surplus(snapshot, (plan.stable, target.revision), status.get("history", ()), limit)
     released, dropped = _release_artifacts(snapshot, target, doomed)
-    is_new = runtime is not None and artifact is not None and may_be_made(plan)
-    fresh = workload.revision_deployment(resource, target.revision, artifact, runtime, config) if is_new else None  # type: ignore[arg-type]
     desired = () if _conflict(snapshot, target) else _desired(resource, target, snapshot, fresh, plan)
     return Decision(
         apply=(*_claim_artifact(snapshot, target), *desired, *released),
@@ -146,10 +149,12 @@ def _desired(resource: Manifest, target: _Target, snapshot: DeploymentSnapshot, 
         name = name_of(deployment)
         objects.append(workload.with_scale(deployment, plan.sizes[name], _role(name, plan, target.revision)))
         objects.append(traffic.revision_service(resource, name))
+        claims = workload.revision_claims(resource, deployment)
+        objects += [claims] if claims is not None else []
     has_gateway = revisions.policy(resource).has_gateway
     if plan.stable is not None:
         objects.append(traffic.stable_service(resource, plan, has_gateway=has_gateway))
-    wanted = changed(objects, (*snapshot.deployments, *snapshot.services))
+    wanted = changed(objects, (*snapshot.deployments, *snapshot.services, *snapshot.claim_templates))
     kinds = traffic.route_kinds(resource) if plan.stable is not None else ()
     return (*wanted, *(manifest for kind in kinds for manifest in _changed_route(resource, snapshot, plan, kind)))
 
@@ -204,7 +209,7 @@ def _release_artifacts(snapshot: DeploymentSnapshot, target: _Target, doomed: Se
 
 
 def _delete_revisions(snapshot: DeploymentSnapshot, doomed: Sequence[str]) -> tuple[ObjectRef, ...]:
-    return tuple(ref(o) for o in (*snapshot.deployments, *snapshot.services) if name_of(o) in doomed)
+    return tuple(ref(o) for o in (*snapshot.deployments, *snapshot.services, *snapshot.claim_templates) if name_of(o) in doomed)
 
 
 def _delete_routes(snapshot: DeploymentSnapshot) -> tuple[ObjectRef, ...]:

@@ -20,6 +20,7 @@ from slipway import logs, metrics
 from slipway.apply import apply_shipped
 from slipway.cluster import ApiError, Cluster, is_kubeconfig_named
 from slipway.handlers import configure, register
+from slipway.inventory import Inventory
 from slipway.leader import Leader
 from slipway.queue import KeyQueue
 from slipway.resync import Resync
@@ -46,10 +47,10 @@ async def run(settings: Settings) -> None:
     store, queue = Store(config), KeyQueue()
     leader = Leader(cluster, settings.namespace, settings.lease_name, f"{socket.gethostname()}_{os.getpid()}")
     resync = Resync(cluster, store, queue.add, settings.namespaces, settings.resync_seconds)
-    ready = asyncio.Event()
+    inventory, ready = Inventory(cluster, store), asyncio.Event()
     runner = await _serve(settings, resync, queue, ready)
     parts = [leader.run(), resync.run(), _apply_shipped(cluster, store, leader, settings)]
-    parts += [Worker(cluster, store, queue, leader, config).run() for _ in range(settings.workers)]
+    parts += [Worker(cluster, store, queue, leader, config, inventory).run() for _ in range(settings.workers)]
     tasks = [asyncio.create_task(part) for part in parts]
     watch = asyncio.create_task(_watch(settings, store, queue, leader.identity, ready))
     try:

@@ -28,6 +28,7 @@ RECONCILE = f"{GROUP}/reconcile"  # annotation: "disabled" takes the operator's 
 POD_TEMPLATE = f"{GROUP}/pod-template"  # annotation: the pod template as it was rendered for this revision
 DIGEST = f"{GROUP}/artifact-digest"  # annotation: what the revision serves
 FORMAT = f"{GROUP}/format"  # annotation
+ACCELERATOR = f"{GROUP}/accelerator"  # annotation of a pod template: spec.accelerator as it was rendered
 MANIFEST = f"{GROUP}/manifest"  # annotation of a shipped ServingRuntime: hash of the chart's manifest
 SHAPE = f"{GROUP}/shape"  # annotation: the part of the spec that the revision was made of, so that one can go back to it
 STABLE = f"{GROUP}/stable"  # annotation of the stable Service: which revision is stable

@@ -50,6 +50,7 @@ class DeploymentSnapshot:
     `artifacts` are the ModelArtifacts of its namespace that it owns or needs, by name; `deployments`, `services` and `pods` carry its
     label, whoever owns them, as do `routes`; `runtimes` are all ServingRuntimes. `foreign` are objects that have a name we need but not our
     label. `verdicts` are the last evaluation of the analysis.
+    `nodes` are the nodes that offer the accelerator that it wants and `neighbours` the pods on them; None: they were not looked up.
     """
 
     resource: Manifest
@@ -61,6 +62,9 @@ class DeploymentSnapshot:
     foreign: tuple[Manifest, ...] = ()
     routes: tuple[Manifest, ...] = ()
     verdicts: tuple[MetricVerdict, ...] = ()
+    claim_templates: tuple[Manifest, ...] = ()
+    nodes: tuple[Manifest, ...] | None = None
+    neighbours: tuple[Manifest, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from slipway.snapshot import ArtifactSnapshot, Config, DeploymentSnapshot, Key, 
 
 FOREIGN_SECONDS = 30.0
 TOMBSTONE_SECONDS = 60.0
+CLAIM_TEMPLATE = "ResourceClaimTemplate"
 Identity = tuple[str, str, str]
 _Index = tuple[str, str, str]  # label or relation, namespace, value
 
@@ -137,8 +138,14 @@ class Store:
             pods=_only(mine, "Pod"),
             routes=(*_only(mine, "HTTPRoute"), *_only(mine, "GRPCRoute")),
             runtimes=tuple(self.of_kind("ServingRuntime")),
+            claim_templates=_only(mine, CLAIM_TEMPLATE),
             foreign=tuple(o for k, (at, o) in self._foreign.items() if now - at < FOREIGN_SECONDS and k[1] == key.namespace),
         )
+
+    def claim_templates(self, resource: Manifest) -> tuple[Manifest, ...]:
+        """Return the known ResourceClaimTemplates of a ModelDeployment."""
+        _, namespace, name = identity(resource)
+        return _only(self._found(names.DEPLOYMENT, namespace, name), CLAIM_TEMPLATE)
 
     def _artifacts_of(self, resource: Manifest, key: Key, deployments: Iterable[Manifest]) -> dict[str, Manifest]:
         """Return the artifacts that a ModelDeployment owns or needs."""

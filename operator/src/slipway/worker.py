@@ -13,6 +13,7 @@ from slipway.api.reasons import Reason
 from slipway.apply import NotLeaderError, NotOursError, Writer
 from slipway.cluster import ApiError, Cluster, Conflict, Forbidden, Invalid, NotFound
 from slipway.decide import decide
+from slipway.inventory import Inventory
 from slipway.leader import Leader
 from slipway.plan.diagnose import job_state, refused
 from slipway.plan.objects import status_of
@@ -63,10 +64,13 @@ class JobWarnings:
 class Worker:
     """Handles keys; several run at once, never on the same key."""
 
-    def __init__(self, cluster: Cluster, store: Store, queue: KeyQueue, leader: Leader, config: Config) -> None:
+    def __init__(  # noqa: PLR0913, PLR0917 - the parts of the operator that it brings together
+        self, cluster: Cluster, store: Store, queue: KeyQueue, leader: Leader, config: Config, inventory: Inventory
+    ) -> None:
         self._store, self._queue, self._leader, self._config = store, queue, leader, config
         self._writer = Writer(cluster, store, leader, self._tell_others)
         self._warnings = JobWarnings(cluster)
+        self._inventory = inventory
         self._key: Key | None = None
 
     async def run(self) -> None:
@@ -126,6 +130,7 @@ class Worker:
                     metrics.forget(key.namespace, key.name)
                 return None
             snapshot, patience = await self._warnings.add_to(snapshot)
+            snapshot, look_again = await self._inventory.add_to(snapshot)
             resource = snapshot.resource
             logs.PASS.set({**(logs.PASS.get() or {}), "generation": resource["metadata"].get("generation")})
             decision = decide(snapshot, datetime.now(UTC), self._config)
@@ -137,7 +142,7 @@ class Worker:
         if key.kind == "ModelDeployment":
             metrics.show(key.namespace, key.name, decision.status or status_of(resource))
         restless = RESTLESS_SECONDS if decision.apply or decision.delete else None
-        times = [t for t in (decision.requeue_after, patience, restless) if t is not None]
+        times = [t for t in (decision.requeue_after, patience, look_again, restless) if t is not None]
         return min(times, default=None)
 
     async def _tell_refusal(self, key: Key, error: ApiError) -> None:

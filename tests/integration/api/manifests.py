@@ -46,6 +46,11 @@ def serving(**fields: Any) -> Spec:
     return deployment(serving=fields)
 
 
+def accelerator(**fields: Any) -> Spec:
+    """A ModelDeployment whose pods get these devices."""
+    return deployment(accelerator=fields)
+
+
 def runtime(**fields: Any) -> Spec:
     """A ServingRuntime."""
     return resource("ServingRuntime", {"image": IMAGE, "formats": [{"name": "ONNX"}]} | fields)
@@ -109,6 +114,31 @@ INVALID: list[tuple[str, Spec, str]] = [
     ),
     ("gRPC hostnames without a gateway", deployment(routing={"grpcHostnames": ["a.example.com"]}), "hostnames need a gateway"),
     ("a URL as hostname", deployment(routing={"gateway": {"name": "g"}, "hostnames": ["http://a"]}), "a hostname has lower-case letters"),
+    ("accelerator without a name", accelerator(count=1), "exactly one of resourceName"),
+    (
+        "accelerator with two names",
+        accelerator(resourceName="nvidia.com/gpu", deviceClassName="gpu.nvidia.com"),
+        "exactly one of resourceName",
+    ),
+    ("selectors of a device plugin", accelerator(resourceName="nvidia.com/gpu", selectors=["true"]), "selectors need deviceClassName"),
+    (
+        "product of an unknown vendor",
+        accelerator(resourceName="example.com/npu", product="X1"),
+        "product needs a resourceName of nvidia.com",
+    ),
+    (
+        "product with DRA",
+        accelerator(deviceClassName="gpu.nvidia.com", product="NVIDIA-H200"),
+        "product needs a resourceName of nvidia.com",
+    ),
+    ("resource without a domain", accelerator(resourceName="gpu"), "a resource name is domain/name"),
+    (
+        "product that is no label",
+        accelerator(resourceName="nvidia.com/gpu", product="NVIDIA H200"),
+        "the product is the value of the node's",
+    ),
+    ("no devices", accelerator(resourceName="nvidia.com/gpu", count=0), "should be greater than or equal to 1"),
+    ("no selectors", accelerator(deviceClassName="gpu.nvidia.com", selectors=[]), "should have at least 1 items"),
     ("name too long", deployment("d" * 64), NAME),
     ("name starts with a digit", deployment("1digits"), NAME),
     ("name with a dot", deployment("digits.v1"), NAME),
@@ -341,6 +371,11 @@ FULL_MODEL = {
     "credentialsSecretRef": {"name": "models-read"},
 }
 VALID: list[tuple[str, Spec]] = [
+    ("a GPU by its product", accelerator(resourceName="nvidia.com/gpu", count=2, product="NVIDIA-H200")),
+    ("a MIG slice", accelerator(resourceName="nvidia.com/mig-1g.10gb", count=1)),
+    ("an Intel GPU by its product", accelerator(resourceName="gpu.intel.com/xe", count=1, product="Max_1100")),
+    ("a device of any vendor", accelerator(resourceName="habana.ai/gaudi", count=1)),
+    ("a claimed device", accelerator(deviceClassName="gpu.nvidia.com", count=1, selectors=["device.driver == 'gpu.nvidia.com'"])),
     ("the shortest", deployment()),
     ("a name of 63 characters", deployment("d" * 63)),
     ("every field", deployment(model=FULL_MODEL, conversion=FULL_CONVERSION, serving=FULL_SERVING, revisionHistoryLimit=0)),

@@ -20,7 +20,10 @@ MANAGED = {
     "httproutes.gateway.networking.k8s.io": WRITE,
     "grpcroutes.gateway.networking.k8s.io": WRITE,
     "events": {"get", "list", "create", "patch"},
+    "resourceclaimtemplates.resource.k8s.io": {"get", "list", "create", "patch", "delete"},
 }
+NODES = {"nodes": {"list"}}  # who holds the accelerators; never watched
+NEIGHBOURS = {"pods": {"list"}}  # on those nodes, where the operator does not watch the whole cluster
 DISCOVERY = {"customresourcedefinitions.apiextensions.k8s.io": {"list", "watch"}}
 NAMESPACES = {"namespaces": {"list", "watch"}}  # kopf, where it does not watch the whole cluster
 SHIPPED = {
@@ -53,22 +56,28 @@ def roles_of_the_operator(objects: list[Manifest]) -> dict[str, dict[str, set[st
 
 
 def test_cluster_wide() -> None:
-    assert roles_of_the_operator(render()) == {"": MANAGED | DISCOVERY | SHIPPED, NAMESPACE: LEASE}
+    assert roles_of_the_operator(render()) == {"": MANAGED | DISCOVERY | SHIPPED | NODES, NAMESPACE: LEASE}
 
 
 def test_in_named_namespaces_only() -> None:
     found = roles_of_the_operator(render({"operator": {"watchNamespaces": SPACES}}))
-    assert found == {"": DISCOVERY | NAMESPACES | SHIPPED, NAMESPACE: LEASE} | dict.fromkeys(SPACES, MANAGED)
+    assert found == {"": DISCOVERY | NAMESPACES | SHIPPED | NODES | NEIGHBOURS, NAMESPACE: LEASE} | dict.fromkeys(SPACES, MANAGED)
 
 
 def test_the_release_s_own_namespace_may_be_watched() -> None:
     found = roles_of_the_operator(render({"operator": {"watchNamespaces": [NAMESPACE]}}))
-    assert found == {"": DISCOVERY | NAMESPACES | SHIPPED, NAMESPACE: LEASE | MANAGED}
+    assert found == {"": DISCOVERY | NAMESPACES | SHIPPED | NODES | NEIGHBOURS, NAMESPACE: LEASE | MANAGED}
 
 
 def test_without_shipped_runtimes_the_operator_only_reads_them() -> None:
     found = roles_of_the_operator(render({"servingRuntimes": {"enabled": False}}))
-    assert found[""] == MANAGED | DISCOVERY | NOT_SHIPPED
+    assert found[""] == MANAGED | DISCOVERY | NOT_SHIPPED | NODES
+
+
+def test_without_accelerators_no_node_is_read() -> None:
+    for values in ({}, {"operator": {"watchNamespaces": SPACES}}):
+        for rights in roles_of_the_operator(render({"accelerators": {"enabled": False}, **values})).values():
+            assert not rights.keys() & {"nodes", "resourceclaimtemplates.resource.k8s.io"}
 
 
 @pytest.mark.parametrize("values", [{}, {"operator": {"watchNamespaces": SPACES}}], ids=["cluster", "namespaced"])

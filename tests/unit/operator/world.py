@@ -88,6 +88,7 @@ class World:
             self.foreign,
             (*of("HTTPRoute"), *of("GRPCRoute")),
             self.verdicts,
+            claim_templates=of("ResourceClaimTemplate"),
         )
 
     def step(self, kind: str, name: str) -> Decision:

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, WithJsonSchema
 
+from slipway.api.accelerator import Accelerator
 from slipway.api.common import ATOMIC, INT64, Conditions, Image
 from slipway.api.modeldeployment import ObservedFormat
 from slipway.api.rules import ApiModel, Rule, StatusModel
@@ -33,6 +34,9 @@ class ModelArtifactSpec(ApiModel):
     )
     conversion: Conversion | None = Field(
         default=None, description="Candidates and the parity gate, as in ModelDeployment.spec.conversion. Default: ONNX Float32."
+    )
+    accelerator: Accelerator | None = Field(
+        default=None, description="Devices that the conversion needs, when a candidate is built for them. Default: none."
     )
     converter_image: Image = Field(
         description="Image that converts; part of what the artifact is. Example: ghcr.io/slipway/slipway-runtime-torch:0.1.0."

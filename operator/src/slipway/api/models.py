@@ -1,5 +1,6 @@
 """All kinds in one place, for those who read resources."""
 
+from slipway.api.accelerator import Accelerator
 from slipway.api.common import (
     ConditionStatus,
     EnvVar,
@@ -26,6 +27,7 @@ from slipway.api.servingruntime import Metrics, Probes, RuntimeFormat, ServingRu
 from slipway.api.source import Calibration, Candidate, Conversion, ModelSource, Signature, TensorSpec, Validation, ValidationData
 
 __all__ = [
+    "Accelerator",
     "ArtifactFailure",
     "Batching",
     "Calibration",

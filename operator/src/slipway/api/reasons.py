@@ -62,6 +62,7 @@ class Reason(StrEnum):
     SOURCE_MISSING = "SourceMissing"
     IMAGE_PULL_FAILED = "ImagePullFailed"
     INSUFFICIENT_RESOURCES = "InsufficientResources"
+    INSUFFICIENT_ACCELERATORS = "InsufficientAccelerators"
     QUOTA_EXCEEDED = "QuotaExceeded"
     ADMISSION_REJECTED = "AdmissionRejected"
     PODS_CRASHING = "PodsCrashing"
@@ -338,6 +339,12 @@ _FOUND_BY_OPERATOR: dict[Reason, ReasonDoc] = {
         "No node has room for the pod.",
         "The requests exceed what is free, or nodeSelector, affinity or tolerations exclude every node.",
         "Lower spec.serving.resources.requests (or spec.conversion.resources for a Job), or add nodes.",
+        retried=True,
+    ),
+    R.INSUFFICIENT_ACCELERATORS: ReasonDoc(
+        "Too few accelerators are free for the new revision's pods, and giving up those of the old one would not be enough.",
+        "Other pods hold them, no node has the product or room for count on one node, or nodes are cordoned; the message names holders.",
+        "Free some of the accelerators that the message names, add nodes, or change spec.accelerator; the rollout goes on by itself.",
         retried=True,
     ),
     R.QUOTA_EXCEEDED: ReasonDoc(

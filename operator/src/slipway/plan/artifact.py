@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from slipway import names
+from slipway.plan import accelerator
 from slipway.plan.objects import env, mounts, name_of, owner, pod_security_context, security_context
 from slipway.snapshot import Config, Manifest
 
@@ -38,7 +39,8 @@ def seconds(duration: str) -> float:
 def artifact_spec(spec: Mapping[str, Any], config: Config) -> dict[str, Any]:
     """Return the spec of the ModelArtifact that a ModelDeployment's spec asks for."""
     shared = {key: spec[key] for key in ("model", "signature", "conversion") if spec.get(key)}
-    return shared | {"converterImage": config.converter_image}
+    wish = accelerator.for_conversion(spec)
+    return shared | ({"accelerator": dict(wish)} if wish else {}) | {"converterImage": config.converter_image}
 
 
 def artifact_manifest(namespace: str, spec: Mapping[str, Any], owners: Sequence[Mapping[str, Any]], version: str | None) -> dict[str, Any]:
@@ -90,7 +92,14 @@ def _pod(artifact: Manifest, timeout: float, config: Config) -> dict[str, Any]:
     }
     if config.image_pull_secrets:
         pod["imagePullSecrets"] = [{"name": secret} for secret in config.image_pull_secrets]
-    return pod
+    # validate loads what convert built, so both get the devices; they run one after the other and hold the same ones
+    return accelerator.equipped(pod, {"convert", "validate"}, artifact["spec"].get("accelerator"), name_of(artifact))
+
+
+def conversion_claims(artifact: Manifest) -> dict[str, Any] | None:
+    """Return the ResourceClaimTemplate of the artifact's Jobs, or None when they need none."""
+    name = name_of(artifact)
+    return accelerator.claim_template(artifact, name, names.labels(name, "converter", artifact=name), artifact["spec"].get("accelerator"))
 
 
 def _container(step: str, artifact: Manifest, timeout: float, config: Config) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 from slipway import names
 from slipway.api.conditions import blocking_message, format_time, remove_condition, set_condition
 from slipway.api.reasons import Reason
-from slipway.plan.artifact import conversion_job
+from slipway.plan.artifact import conversion_claims, conversion_job
 from slipway.plan.diagnose import Problem, job_failure, job_progress, job_state, published
 from slipway.plan.objects import condition, is_true, label, name_of, ref, status_of
 from slipway.snapshot import ArtifactSnapshot, Config, Decision, Event, Manifest
@@ -56,7 +56,7 @@ def _start(snapshot: ArtifactSnapshot, attempt: int, now: datetime, config: Conf
     waiting = Problem(Reason.PENDING, "the conversion Job was made; its pod is not there yet")
     first = _follow(artifact, waiting, now)
     return Decision(
-        apply=(conversion_job(artifact, attempt, config),),
+        apply=tuple(o for o in (conversion_claims(artifact), conversion_job(artifact, attempt, config)) if o is not None),
         delete=tuple(ref(job) for job in snapshot.jobs),  # earlier attempts, kept for their logs until now
         status=first.status if attempt == 1 else None,  # a retry keeps showing why the last attempt failed until it knows better
     )

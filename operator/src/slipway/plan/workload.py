@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from slipway import names
+from slipway.plan import accelerator
 from slipway.plan.objects import annotation, env, mounts, name_of, owner, pod_security_context, security_context, status_of
 from slipway.snapshot import Config, Manifest
 
@@ -15,7 +16,7 @@ DEFAULT_PORT = 8080
 DEFAULT_RESOURCES = {"requests": {"cpu": "100m", "memory": "256Mi"}}
 DEFAULT_PROBES = {"startupPath": "/v2/health/ready", "readinessPath": "/v2/health/ready", "livenessPath": "/v2/health/live"}
 GRACE_SECONDS = 60
-SHAPE_KEYS = ("model", "signature", "conversion")  # and serving, without its size
+SHAPE_KEYS = ("model", "signature", "conversion", "accelerator")  # and serving, without its size
 _POD_FIELDS = ("nodeSelector", "tolerations", "affinity", "runtimeClassName", "serviceAccountName", "priorityClassName")
 
 
@@ -68,6 +69,12 @@ def _compact(value: object) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"))
 
 
+def revision_claims(resource: Manifest, deployment: Manifest) -> dict[str, Any] | None:
+    """Return the ResourceClaimTemplate of a revision, as its pods were rendered for, or None when it needs none."""
+    labels = names.labels(name_of(resource), "server", deployment=name_of(resource), revision=name_of(deployment))
+    return accelerator.claim_template(resource, name_of(deployment), labels, accelerator.recorded(deployment["spec"]["template"]))
+
+
 def _deployment(resource: Manifest, revision: str, artifact: str, notes: Mapping[str, str], template: Mapping[str, Any]) -> dict[str, Any]:
     name = name_of(resource)
     labels = names.labels(name, "server", deployment=name, revision=revision, artifact=artifact)
@@ -106,7 +113,11 @@ def _pod_template(resource: Manifest, revision: str, artifact: Manifest, runtime
     }
     if config.image_pull_secrets:
         pod["imagePullSecrets"] = [{"name": secret} for secret in config.image_pull_secrets]
-    return {"metadata": {"labels": names.labels(name, "server", deployment=name, revision=revision)}, "spec": pod}
+    wish = resource["spec"].get("accelerator")
+    if wish is not None:
+        pod["topologySpreadConstraints"] = accelerator.spread({names.DEPLOYMENT: name, names.REVISION: revision})
+    metadata = {"labels": names.labels(name, "server", deployment=name, revision=revision), **accelerator.as_metadata(wish)}
+    return {"metadata": metadata, "spec": accelerator.equipped(pod, {names.SERVER}, wish, revision)}
 
 
 def _image(runtime: Manifest, fmt: str) -> str:
