@@ -70,8 +70,8 @@ class Inventory:
             return
         self._claims_at = {key: at for key, at in self._claims_at.items() if now - at < CLAIMS_SECONDS} | {(namespace, name): now}
         present = {name_of(template) for template in found}
-        for template in found:
-            self._store.observe(template)
+        for present_one in found:
+            self._store.observe(present_one)
         for template in self._store.claim_templates(snapshot.resource):
             if name_of(template) not in present:
                 self._store.remove(template)

@@ -256,7 +256,7 @@ def test_the_shortage_says_how_many_where_and_who() -> None:
     assert result == Share(1, 0, result.shortage)
     assert result.shortage is not None
     assert result.shortage.message == (
-        "1 pod of revision n need 2 nvidia.com/gpu each on one node; n0 has 0 of 2 free, n1 has 0 of 1 free; "
+        "1 pod of revision n needs 2 nvidia.com/gpu each on one node; n0 has 0 of 2 free, n1 has 0 of 1 free; "
         "held by team-b/train-0 (2 on n0), team-b/train-0 (1 on n1)"
     )
 

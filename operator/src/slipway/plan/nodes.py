@@ -43,11 +43,15 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """The accelerators of one kind on the nodes that could run a pod, which needs `per_pod` of them on one node."""
+    """The accelerators of one kind on the nodes that could run a pod, which needs `per_pod` of them on one node.
+
+    `excluded` are the nodes that offer them and may not run it.
+    """
 
     resource: str
     per_pod: int
     nodes: tuple[Node, ...] = ()
+    excluded: tuple[str, ...] = ()
 
     def fits(self) -> int:
         """Return how many more pods find room now."""
@@ -87,8 +91,10 @@ def room(pod_spec: Mapping[str, Any], resource: str, nodes: Iterable[Manifest], 
         if count and pod["spec"].get("nodeName") and status_of(pod).get("phase") not in _OVER:
             name = f"{pod['metadata'].get('namespace', '')}/{name_of(pod)}"
             holders.setdefault(pod["spec"]["nodeName"], []).append(Holder(name, count, label(pod, names.REVISION)))
-    found = (Node(name_of(n), offered(n, resource), tuple(holders.get(name_of(n), ()))) for n in nodes if admits(n, pod_spec))
-    return Room(resource, demand(pod_spec, resource), tuple(node for node in found if node.offered > 0))
+    offering = [node for node in nodes if offered(node, resource) > 0]
+    found = (Node(name_of(n), offered(n, resource), tuple(holders.get(name_of(n), ()))) for n in offering if admits(n, pod_spec))
+    excluded = tuple(name_of(node) for node in offering if not admits(node, pod_spec))
+    return Room(resource, demand(pod_spec, resource), tuple(found), excluded)
 
 
 def offered(node: Manifest, resource: str) -> int:

@@ -7,13 +7,14 @@ so a pass that died half way is repeated. docs/design/0009-accelerators.md has t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from slipway.api.reasons import Reason
 from slipway.plan.diagnose import Problem
 from slipway.plan.nodes import Room
 
-NAMED_HOLDERS = 5  # in a message; the rest is counted
+NAMED = 5  # holders and nodes in a message; the rest is counted
 # What tells against the new model: then the old one gets its accelerators back, and is not asked again for this revision.
 FAULTS = frozenset(
     {
@@ -155,16 +156,20 @@ def shortage(missing: int, stable: str, target: str, scarcity: Scarcity) -> Prob
     if room is None:
         text = f"{_pods(missing)} of revision {target} wait for accelerators; the scheduler says: {scarcity.refusal}"
         return Problem(Reason.INSUFFICIENT_ACCELERATORS, text)
-    needs = f"{_pods(missing)} of revision {target} need {room.per_pod} {room.resource} each on one node"
+    needs = f"{_pods(missing)} of revision {target} {'needs' if missing == 1 else 'need'} {room.per_pod} {room.resource} each on one node"
     if not room.nodes:
-        return Problem(Reason.INSUFFICIENT_ACCELERATORS, f"{needs}; no node that the pods may run on offers {room.resource}")
-    nodes = ", ".join(f"{node.name} has {node.free} of {node.offered} free" for node in room.nodes[:NAMED_HOLDERS])
+        text = f"; the labels, taints or state of {_listed(room.excluded)} exclude the pods" if room.excluded else ""
+        return Problem(Reason.INSUFFICIENT_ACCELERATORS, f"{needs}; no node that the pods may run on offers {room.resource}{text}")
+    nodes = _listed([f"{node.name} has {node.free} of {node.offered} free" for node in room.nodes])
     own = {stable, target}
     others = sorted(((h.count, h.pod, n.name) for n in room.nodes for h in n.holders if h.revision not in own), reverse=True)
-    held = ", ".join(f"{pod} ({count} on {node})" for count, pod, node in others[:NAMED_HOLDERS])
-    rest = f" and {len(others) - NAMED_HOLDERS} more" if len(others) > NAMED_HOLDERS else ""
-    left = f" and {len(room.nodes) - NAMED_HOLDERS} more nodes" if len(room.nodes) > NAMED_HOLDERS else ""
-    return Problem(Reason.INSUFFICIENT_ACCELERATORS, f"{needs}; {nodes}{left}; held by {held or 'no other pods'}{rest}")
+    held = _listed([f"{pod} ({count} on {node})" for count, pod, node in others])
+    return Problem(Reason.INSUFFICIENT_ACCELERATORS, f"{needs}; {nodes}; held by {held or 'no other pods'}")
+
+
+def _listed(words: Sequence[str]) -> str:
+    rest = f" and {len(words) - NAMED} more" if len(words) > NAMED else ""
+    return ", ".join(words[:NAMED]) + rest
 
 
 def _pods(count: int) -> str:
