@@ -1,12 +1,12 @@
 #!/bin/bash
 # Builds the project's images, pushes them to the local registry, writes build/images.env and prints a table.
-#   usage: hack/images.sh [NAME...]      names: slipway-registry slipway-operator slipway-runtime slipway-runtime-torch
+#   usage: hack/images.sh [NAME...]      names: slipway-registry slipway-operator slipway-runtime slipway-runtime-torch slipway-fake-accelerators (tests)
 # A tag is the hash of what went in (Dockerfile, lock files, sources, base), so an image already in the registry is not built.
 # SLIPWAY_IMAGE_REGISTRY: where to push instead of the local registry (with SLIPWAY_KUBECONFIG).
 source "$(dirname "$0")/lib.sh"
 source "$HACK/engine.sh"
 source "$HACK/registry.sh"
-ALL=(slipway-registry slipway-operator slipway-runtime slipway-runtime-torch)
+ALL=(slipway-registry slipway-operator slipway-runtime slipway-runtime-torch slipway-fake-accelerators)
 TO=${SLIPWAY_IMAGE_REGISTRY:-localhost:$REGISTRY_PORT}
 export DOCKER_BUILDKIT=0                             # the engine of hosts without a registry has no buildx
 
@@ -26,6 +26,19 @@ in_registry() { # NAME TAG
     "http://$TO/v2/$1/manifests/$2"
 }
 
+# fake_tag: the hash of the binary's recipe and of its Dockerfile
+fake_tag() {
+  "$HACK/tools.sh" fake-accelerators
+  (hash_of hack/fake-accelerators/Dockerfile; readlink "$BUILD/bin/fake-device-plugin") | sha256sum | cut -c1-12
+}
+
+build_fake() { # REF
+  local dir=$BUILD/fake-context
+  rm -rf "$dir"; mkdir -p "$dir"; cp -L "$BUILD/bin/fake-device-plugin" "$HACK/fake-accelerators/Dockerfile" "$dir/"
+  docker build -q -t "$1" "$dir" >/dev/null 2>&1 || die "docker build of $1 failed"
+  rm -rf "$dir"
+}
+
 docker_build() { # FOLDER REF ARG...
   local folder=$1 ref=$2 args=(); shift 2
   [ -z "$BASE" ] || args+=(--build-arg "BASE_IMAGE=$BASE" --build-arg SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt
@@ -42,6 +55,7 @@ make_image() {
     slipway-operator) tag=$(tag_of operator operator/requirements.txt) ;;
     slipway-runtime) tag=$(tag_of runtime-image runtime-image/install.sh runtime-image/requirements.txt) ;;
     slipway-runtime-torch) tag=$(tag_of runtime-image runtime-image/install.sh runtime-image/requirements-torch.txt) ;;
+    slipway-fake-accelerators) tag=$(fake_tag) ;;
     *) die "unknown image $1" ;;
   esac
   REF=$TO/$1:$tag
@@ -49,6 +63,7 @@ make_image() {
   say "$REF: building"
   case $1 in
     slipway-registry) docker tag "$1:$tag" "$REF" ;;
+    slipway-fake-accelerators) build_fake "$REF" ;;
     slipway-operator) docker_build operator "$REF" ;;
     slipway-runtime) docker_build runtime-image "$REF" ;;
     slipway-runtime-torch) docker_build runtime-image "$REF" --build-arg REQUIREMENTS=requirements-torch.txt ;;

@@ -18,6 +18,7 @@ build() {
   export CGO_ENABLED=0 GOFLAGS='-mod=readonly -trimpath'
   case $group in
     kubernetes) go build -ldflags "$flags $(kubernetes_ldflags)" -o "$out/" tool && mv "$out/server" "$out/etcd" ;;
+    fake-accelerators) go build -ldflags "$flags" -o "$out/fake-device-plugin" . ;;
     coredns) go build -ldflags "$flags" -o "$out/coredns" . ;;
     pause)
       apt_install gcc libc6-dev; go mod download k8s.io/kubernetes
