@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from e2e.kit import Cluster, Manifest, Namespace, mdep, model_folder, until, weights
+from e2e.kit import WEIGHT, Cluster, Manifest, Namespace, mdep, model_folder, until, weights
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 GPU, MIG = "nvidia.com/gpu", "nvidia.com/mig-1g.10gb"
@@ -77,7 +77,9 @@ def holder(node: str, gpus: int) -> Manifest:
         (MIG, "NVIDIA-FAKE-B", "slipway-worker2", "MIG-fake-slipway-worker2-mig-1g-10gb-"),
     ],
 )
-def test_a_pod_gets_the_device_asked_for(gpus: Cluster, namespace: Namespace, resource: str, product: str, node: str, device: str) -> None:
+def test_a_pod_gets_the_device_asked_for(  # noqa: PLR0917
+    gpus: Cluster, namespace: Namespace, resource: str, product: str, node: str, device: str
+) -> None:
     wish = {"resourceName": resource, "count": 1, "product": product}
     namespace.apply(model_folder("v1"), mdep("tiny", "configmap://v1", accelerator=wish))
     namespace.wait_ready("tiny")
@@ -108,7 +110,9 @@ def lowest_while_updating(space: Namespace, wish: Manifest) -> int:
 @pytest.mark.parametrize(("product", "least"), [("NVIDIA-FAKE-A", 0), ("NVIDIA-FAKE-B", 1)], ids=["one GPU", "two GPUs"])
 def test_a_rollout_ends_on_a_full_node(gpus: Cluster, namespace: Namespace, product: str, least: int) -> None:
     wish = {"resourceName": GPU, "count": 1, "product": product}
-    namespace.apply(model_folder("v1"), model_folder("v2", weights_safetensors=weights()), mdep("tiny", "configmap://v1", accelerator=wish))
+    namespace.apply(
+        model_folder("v1"), model_folder("v2", weights_safetensors=weights(WEIGHT * 2)), mdep("tiny", "configmap://v1", accelerator=wish)
+    )
     namespace.wait_ready("tiny")
     assert lowest_while_updating(namespace, wish) >= least
 
