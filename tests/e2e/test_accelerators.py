@@ -65,7 +65,13 @@ def devices_of(space: Namespace, pod: Manifest) -> list[str]:
 
 def holder(node: str, gpus: int) -> Manifest:
     """A pod of somebody else that has GPUs."""
-    container = {"name": "train", "image": "none", "resources": {"limits": {GPU: str(gpus)}}}
+    security = {
+        "allowPrivilegeEscalation": False,
+        "runAsNonRoot": True,
+        "capabilities": {"drop": ["ALL"]},
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
+    container = {"name": "train", "image": "none", "resources": {"limits": {GPU: str(gpus)}}, "securityContext": security}
     return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "train-0"}, "spec": {"nodeName": node, "containers": [container]}}
 
 
