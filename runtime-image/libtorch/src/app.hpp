@@ -1,0 +1,85 @@
+// Routes and handlers: which path answers what, in each phase of the server's life. No sockets here.
+#pragma once
+
+#include <atomic>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <string>
+
+#include "connection.hpp"
+#include "lanes.hpp"
+#include "messages.hpp"
+#include "metrics.hpp"
+#include "model.hpp"
+
+namespace slipway {
+
+struct AppOptions {
+  std::string name, revision = "unknown";
+  double stuck_seconds = 60;  // a call that takes longer turns liveness 503
+  LaneOptions lanes;
+};
+
+enum class Phase { Loading, Ready, Draining };
+
+// Thread-safe where said; the rest belongs to the loop's thread.
+class App {
+ public:
+  using Post = std::function<void(std::function<void()>)>;  // runs a task on the loop's thread, from any thread
+  // Work that a request leads to: its inputs (or what makes them, in a lane), and what the outputs become.
+  struct Work {
+    std::vector<Tensor> inputs;
+    std::function<std::vector<Tensor>()> prepare;
+    std::function<Response(const std::vector<Tensor>&)> answer;
+  };
+
+  App(AppOptions options, Post post);
+
+  void install(std::shared_ptr<const Model> model, std::function<void()> enter_thread);
+  void set_draining() { phase_ = Phase::Draining; }
+  bool close_lanes() { return lanes_.close(std::chrono::seconds(1)); }
+  void handle(Request& request, const Responder& respond);
+
+  // From any thread; gRPC asks by these.
+  Phase phase() const { return phase_; }
+  bool is_live() const { return lanes_.stuck_seconds() <= options_.stuck_seconds; }
+  bool has_model() const { return loaded_ != nullptr; }
+  int64_t inflight() const { return metrics_.inflight; }
+  const AppOptions& options() const { return options_; }
+  Metrics& metrics() { return metrics_; }
+  std::shared_ptr<const Model> model() const;  // throws HttpError 503 while loading
+  // Runs `inputs` here or in a lane; `done` comes in either's thread.
+  void infer(const Model& model, std::vector<Tensor> inputs, std::function<bool()> wanted, std::function<void(Result)> done);
+
+ private:
+  using Getter = Response (App::*)() const;
+  using Prepare = Work (App::*)(const std::shared_ptr<const Model>&, Request&) const;
+
+  Response get(const Request& request) const;
+  void ask(Prepare prepare, Request& request, const Responder& respond);
+  void run(const std::shared_ptr<const Model>& model, Work work, const Responder& respond, Clock::time_point from);
+  void finish(Response&& response, Clock::time_point from, const Responder& respond);
+  Work prepare_infer(const std::shared_ptr<const Model>& model, Request& request) const;
+  Work prepare_predict(const std::shared_ptr<const Model>& model, Request& request) const;
+  Response live() const;
+  Response ready() const;
+  Response model_ready() const;
+  Response server() const;
+  Response described() const;
+  Response metrics_text() const;
+  Response docs() const;
+  Response openapi() const;
+
+  AppOptions options_;
+  Post post_;
+  mutable Metrics metrics_;
+  std::vector<std::pair<std::string, Getter>> gets_;
+  std::vector<std::pair<std::string, Prepare>> posts_;
+  std::atomic<Phase> phase_{Phase::Loading};
+  std::shared_ptr<const Model> model_;           // set once, before loaded_
+  std::atomic<const Model*> loaded_{nullptr};
+  Lanes lanes_;
+};
+
+}  // namespace slipway
