@@ -44,7 +44,7 @@ test: ## All of the above, and that generated files are current
 	@hack/timed.sh setup lint type unit integration e2e verify
 
 ##@ Run
-.PHONY: demo cluster cluster-down images
+.PHONY: demo cluster cluster-down images libtorch
 demo: setup cluster images ## The whole tour: convert, serve, roll out, with the time of each step
 	$(V)/python examples/digits/demo.py
 
@@ -53,6 +53,9 @@ cluster: ## A kind cluster, one control plane and two workers: build/kubeconfig
 
 cluster-down: ## Removes what "make cluster" made
 	@hack/cluster.sh down
+
+libtorch: setup ## The LibTorch C++ server: build/libtorch
+	@hack/libtorch.sh >/dev/null
 
 images: ## Builds and pushes the images that changed: build/images.env
 	@hack/images.sh
