@@ -1,6 +1,7 @@
 #!/bin/bash
 # Builds the project's images, pushes them to the local registry, writes build/images.env and prints a table.
 #   usage: hack/images.sh [NAME...]      names: slipway-registry slipway-operator slipway-runtime slipway-runtime-torch slipway-fake-accelerators (tests)
+#           only when named: slipway-libtorch (compiling its server takes minutes)
 # A tag is the hash of what went in (Dockerfile, lock files, sources, base), so an image already in the registry is not built.
 # SLIPWAY_IMAGE_REGISTRY: where to push instead of the local registry (with SLIPWAY_KUBECONFIG).
 source "$(dirname "$0")/lib.sh"
@@ -19,6 +20,14 @@ tag_of() {
   local folder=$1 files; shift
   mapfile -t files < <(sources "$folder")
   { hash_of "${files[@]}" "$@"; echo "$BASE"; } | sha256sum | cut -c1-12
+}
+
+# The C++ server's sources are a folder of another shape, without a Python project.
+libtorch_tag() {
+  local files
+  mapfile -t files < <(cd "$REPO" && find runtime-image/libtorch -type f | LC_ALL=C sort)
+  { hash_of "${files[@]}" .dockerignore hack/libtorch-packages.txt hack/requirements-build.txt runtime-image/install.sh runtime-image/requirements-torch.txt
+    echo "$BASE"; } | sha256sum | cut -c1-12
 }
 
 in_registry() { # NAME TAG
@@ -56,6 +65,7 @@ make_image() {
     slipway-runtime) tag=$(tag_of runtime-image runtime-image/install.sh runtime-image/requirements.txt) ;;
     slipway-runtime-torch) tag=$(tag_of runtime-image runtime-image/install.sh runtime-image/requirements-torch.txt) ;;
     slipway-fake-accelerators) tag=$(fake_tag) ;;
+    slipway-libtorch) tag=$(libtorch_tag) ;;
     *) die "unknown image $1" ;;
   esac
   REF=$TO/$1:$tag
@@ -67,6 +77,7 @@ make_image() {
     slipway-operator) docker_build operator "$REF" ;;
     slipway-runtime) docker_build runtime-image "$REF" ;;
     slipway-runtime-torch) docker_build runtime-image "$REF" --build-arg REQUIREMENTS=requirements-torch.txt ;;
+    slipway-libtorch) docker_build runtime-image/libtorch "$REF" ;;
   esac
   say "$REF: pushing"
   docker push -q "$REF" >/dev/null
