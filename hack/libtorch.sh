@@ -29,7 +29,7 @@ build() { # TO
   [ ! -x "$1" ] || return 0
   local work=$BUILD/libtorch-cmake-$KIND log=$BUILD/build-libtorch-$KIND.log
   packages
-  { nice -n 10 cmake -S runtime-image/libtorch -B "$work" -G Ninja -DTORCH_ROOT="$TORCH" "${FLAGS[@]}" && nice -n 10 ninja -C "$work" -j "${JOBS:-2}"; } >"$log" 2>&1 ||
+  { nice -n 5 cmake -S runtime-image/libtorch -B "$work" -G Ninja -DTORCH_ROOT="$TORCH" "${FLAGS[@]}" && nice -n 5 ninja -C "$work" -j "${JOBS:-2}"; } >"$log" 2>&1 ||
     { grep -E 'error|FAILED|warning: unused' "$log" | head -20 >&2; die "the build failed: $log"; }
   mkdir -p "${1%/*}"
   cp "$work/slipway-libtorch" "$1.new" && mv "$1.new" "$1"
