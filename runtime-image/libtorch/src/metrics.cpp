@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <charconv>
 #include <cstdio>
 #include <fstream>
 #include <sstream>
@@ -20,10 +21,11 @@ constexpr std::array<double, 21> kSeconds{0.0001, 0.00025, 0.0005, 0.001, 0.0025
                                           0.1,    0.15,    0.25,   0.4,   0.6,    1.0,   2.5,  5.0,  10.0,  30.0};
 constexpr std::array<double, 9> kSizes{1, 2, 4, 8, 16, 32, 64, 128, 256};
 
+// Never with an exponent: a bucket's bound is a label, so it must be written as the Python server writes it.
 std::string number(double value) {
-  std::string text;
-  json::append_number(text, value);
-  return text;
+  char digits[400];
+  std::string text(digits, std::to_chars(digits, digits + sizeof digits, value, std::chars_format::fixed).ptr);
+  return text.find('.') == std::string::npos ? text + ".0" : text;
 }
 
 void head(std::string& out, const std::string& name, const char* help, const char* type) {
