@@ -13,6 +13,8 @@ namespace slipway {
 
 namespace {
 
+constexpr auto kLongInline = std::chrono::milliseconds(50);  // not less: a busy node may keep any thread waiting for some
+
 template <typename Table>
 auto find(const Table& table, std::string_view path) {
   return std::find_if(table.begin(), table.end(), [&](const auto& row) { return row.first == path; });
@@ -121,7 +123,7 @@ void App::run(const std::shared_ptr<const Model>& loaded, Work work, const Respo
       return answer(std::get<std::vector<Tensor>>(result));
     });
   };
-  if (!work.prepare && !loaded->batched && loaded->runs_inline(work.inputs)) return finish(answered(lanes_.run_here(work.inputs)), from, respond);
+  if (!work.prepare && runs_inline(*loaded, work.inputs)) return finish(answered(run_inline(work.inputs)), from, respond);
   Job job;
   job.inputs = std::move(work.inputs);
   job.prepare = std::move(work.prepare);
@@ -145,8 +147,16 @@ void App::finish(Response&& response, Clock::time_point from, const Responder& r
   respond(std::move(response));
 }
 
+// A model whose time depends on its input's values would block the loop; the first such call is the last one here.
+Result App::run_inline(const std::vector<Tensor>& inputs) {
+  const auto from = Clock::now();
+  Result result = lanes_.run_here(inputs);
+  if (Clock::now() - from > kLongInline && inline_.exchange(false)) log_line("WARNING", "a call on the event loop took more than 50 ms: all calls go to lanes from now on");
+  return result;
+}
+
 void App::infer(const Model& loaded, std::vector<Tensor> inputs, std::function<bool()> wanted, std::function<void(Result)> done) {
-  if (!loaded.batched && loaded.runs_inline(inputs)) return done(lanes_.run_here(inputs));
+  if (runs_inline(loaded, inputs)) return done(run_inline(inputs));
   Job job;
   job.inputs = std::move(inputs);
   job.batched = loaded.batched;

@@ -56,6 +56,9 @@ class App {
   using Getter = Response (App::*)() const;
   using Prepare = Work (App::*)(const std::shared_ptr<const Model>&, Request&) const;
 
+  // Whether a call is short enough to be made on the caller's thread; never again once such a call took long.
+  bool runs_inline(const Model& model, const std::vector<Tensor>& inputs) const { return inline_ && !model.batched && model.runs_inline(inputs); }
+  Result run_inline(const std::vector<Tensor>& inputs);
   Response get(const Request& request) const;
   void ask(Prepare prepare, Request& request, const Responder& respond);
   void run(const std::shared_ptr<const Model>& model, Work work, const Responder& respond, Clock::time_point from);
@@ -77,6 +80,7 @@ class App {
   std::vector<std::pair<std::string, Getter>> gets_;
   std::vector<std::pair<std::string, Prepare>> posts_;
   std::atomic<Phase> phase_{Phase::Loading};
+  std::atomic<bool> inline_{true};
   std::shared_ptr<const Model> model_;           // set once, before loaded_
   std::atomic<const Model*> loaded_{nullptr};
   Lanes lanes_;

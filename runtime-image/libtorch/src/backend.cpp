@@ -8,6 +8,7 @@
 #include <torch/version.h>
 
 #include <algorithm>
+#include <array>
 #include <mutex>
 
 #include "failure.hpp"
@@ -19,9 +20,10 @@ namespace {
 constexpr std::array<at::ScalarType, 13> kScalarTypes{at::kBool,  at::kByte, at::kUInt16, at::kUInt32, at::kUInt64,   at::kChar,  at::kShort,
                                                       at::kInt,   at::kLong, at::kHalf,   at::kBFloat16, at::kFloat, at::kDouble};
 
-// A view on the request's bytes: the engine reads inputs where they lie.
+// A view on the request's bytes: the engine reads inputs where they lie. It keeps them, because outputs may be views on inputs.
 at::Tensor borrowed(const Tensor& tensor) {
-  return at::from_blob(const_cast<std::byte*>(tensor.data), tensor.shape, at::TensorOptions(kScalarTypes[static_cast<size_t>(tensor.dtype)]));
+  const at::TensorOptions options(kScalarTypes[static_cast<size_t>(tensor.dtype)]);
+  return at::from_blob(const_cast<std::byte*>(tensor.data), tensor.shape, [owner = tensor.owner](void*) {}, options);
 }
 
 Tensor owned(const at::Tensor& result, const TensorSpec& spec) {

@@ -131,7 +131,7 @@ void Connection::begin_message() {
 // Invites a body that waits for it.
 void Connection::head_complete() {
   head_done_ = true;
-  if (parser_->is_done() || !boost::beast::iequals(parser_->get()[http::field::expect], "100-continue")) return;
+  if (!boost::beast::iequals(parser_->get()[http::field::expect], "100-continue")) return;
   static constexpr std::string_view kContinue = "HTTP/1.1 100 Continue\r\n\r\n";
   Error ignored;  // 25 bytes into an empty send buffer; a socket that cannot take them is found out by the answer
   socket_.write_some(net::buffer(kContinue.data(), kContinue.size()), ignored);

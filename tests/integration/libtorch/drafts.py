@@ -74,7 +74,8 @@ def as_torchscript(draft: Draft) -> Draft:
     if config["format"] == "TorchScript":
         return draft
     if config["format"] == "PyTorch":
-        module: torch.nn.Module = Sleeper(config.pop("arguments")["seconds"])
+        # Never so short that calls are made on the event loop: a pause of 0 in eager Python is not either.
+        module: torch.nn.Module = Sleeper(max(config.pop("arguments")["seconds"], 0.001))
         config.pop("entrypoint")
     else:
         module = Digits() if config["signature"]["inputs"][0]["name"] == "image" else Mlp(*mlp()[1:])

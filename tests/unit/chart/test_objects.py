@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from slipway.api.models import ServingRuntime
+from slipway.plan.workload import runtime_for
 from slipway.settings import Settings
 from unit.chart.rendering import CHART, NAMESPACE, ROOT, Manifest, environment, of_kind, pod_specs, render
 
@@ -103,7 +104,8 @@ def test_no_kind_of_ours_is_installed_by_helm(default: list[Manifest]) -> None:
 
 
 def test_images_are_used_where_they_belong() -> None:
-    values = {"operator": {"image": "o:1"}, "runtime": {"image": "r:1", "torchImage": "t:1"}, "registry": {"image": "g:1"}}
+    images = {"image": "r:1", "torchImage": "t:1", "libtorchImage": "l:1"}
+    values = {"operator": {"image": "o:1"}, "runtime": images, "registry": {"image": "g:1"}}
     objects = render(values)
     assert {name: pod["containers"][0]["image"] for name, pod in pod_specs(objects).items()} == {
         "slipway-operator": "o:1",
@@ -111,7 +113,7 @@ def test_images_are_used_where_they_belong() -> None:
     }
     assert environment(objects)["SLIPWAY_CONVERTER_IMAGE"] == "t:1"
     assert environment(objects)["SLIPWAY_RUNTIME_IMAGE"] == "r:1"
-    runtime = yaml.safe_load(of_kind(objects, "ConfigMap")["slipway-servingruntimes"]["data"]["servingruntimes.yaml"])
+    runtime = shipped_runtimes(objects)["slipway"]
     assert runtime["spec"]["image"] == "r:1"
     assert {entry["name"]: entry.get("image") for entry in runtime["spec"]["formats"]} == {
         "ONNX": None,
@@ -121,10 +123,25 @@ def test_images_are_used_where_they_belong() -> None:
         "AOTInductor": "t:1",
     }
     assert {entry["priority"] for entry in runtime["spec"]["formats"]} == {10}
+    assert shipped_runtimes(objects)["libtorch"]["spec"]["image"] == "l:1"
 
 
-def test_the_shipped_serving_runtime_is_valid(default: list[Manifest]) -> None:
-    runtime = yaml.safe_load(of_kind(default, "ConfigMap")["slipway-servingruntimes"]["data"]["servingruntimes.yaml"])
+def shipped_runtimes(objects: list[Manifest]) -> dict[str, Manifest]:
+    """The ServingRuntimes that the operator applies, by name."""
+    text = of_kind(objects, "ConfigMap")["slipway-servingruntimes"]["data"]["servingruntimes.yaml"]
+    return {runtime["metadata"]["name"]: runtime for runtime in yaml.safe_load_all(text)}
+
+
+def test_no_format_has_another_default_than_slipway(default: list[Manifest]) -> None:
+    runtimes = tuple(shipped_runtimes(default).values())
+    names = {entry["name"] for runtime in runtimes for entry in runtime["spec"]["formats"]}
+    chosen = {name: runtime_for(name, None, runtimes) for name in names}
+    assert {name: runtime and runtime["metadata"]["name"] for name, runtime in chosen.items()} == dict.fromkeys(names, "slipway")
+
+
+@pytest.mark.parametrize("name", ["slipway", "libtorch"])
+def test_the_shipped_serving_runtimes_are_valid(default: list[Manifest], name: str) -> None:
+    runtime = shipped_runtimes(default)[name]
     ServingRuntime.model_validate(runtime)
     arguments = " ".join(runtime["spec"]["args"])
     assert [part for part in ("modelDir", "artifactDigest", "modelName", "revision", "port") if f"{{{{{part}}}}}" not in arguments] == []
