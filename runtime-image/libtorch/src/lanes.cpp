@@ -92,8 +92,6 @@ void Lanes::run(size_t lane) {
     changed_.wait(lock, [this] { return closing_ || !queue_.empty(); });
     if (queue_.empty()) break;
     std::vector<Job> batch = take(lock);
-    int64_t rows = 0;
-    for (const Job& job : batch) rows += rows_in(job.inputs);
     lock.unlock();
     const auto from = Clock::now();
     started_[lane].store(from.time_since_epoch().count(), std::memory_order_relaxed);
@@ -104,7 +102,6 @@ void Lanes::run(size_t lane) {
     mean_seconds_.store(mean + 0.1 * (seconds - mean), std::memory_order_relaxed);
     batch.clear();
     lock.lock();
-    rows_ -= rows;
   }
   --running_;
   ended_.notify_all();
@@ -145,11 +142,12 @@ void Lanes::process(std::vector<Job>& batch) {
     if (job.wanted()) wanted.push_back(&job);
     else job.skipped();
   }
-  if (wanted.empty()) return;
+  if (wanted.empty()) return leave(batch);
   if (wanted.size() == 1) {
     Job& job = *wanted[0];
-    job.done(guarded([&](const std::vector<Tensor>& inputs) { return measured(job.prepare ? job.prepare() : inputs); }, job.inputs));
-    return;
+    Result alone = guarded([&](const std::vector<Tensor>& inputs) { return measured(job.prepare ? job.prepare() : inputs); }, job.inputs);
+    leave(batch);
+    return job.done(std::move(alone));
   }
   std::vector<Tensor> together;
   for (size_t i = 0; i < wanted[0]->inputs.size(); ++i) {
@@ -158,6 +156,7 @@ void Lanes::process(std::vector<Job>& batch) {
     together.push_back(concatenate(parts));
   }
   Result result = run_here(together);
+  leave(batch);
   if (const auto* error = std::get_if<HttpError>(&result)) {
     // One request's values may be what the model cannot bear; the others must not pay for it.
     if (error->status == 500)
@@ -175,6 +174,12 @@ void Lanes::process(std::vector<Job>& batch) {
     at += rows;
     job->done(std::move(own));
   }
+}
+
+// Before the answers go out: a client that asks again at once must not find its old request still counted.
+void Lanes::leave(const std::vector<Job>& batch) {
+  const std::lock_guard lock(mutex_);
+  for (const Job& job : batch) rows_ -= rows_in(job.inputs);
 }
 
 std::vector<Tensor> Lanes::measured(const std::vector<Tensor>& inputs) {

@@ -68,6 +68,7 @@ class Lanes {
   std::vector<Job> take(std::unique_lock<std::mutex>& lock);
   void gather(std::unique_lock<std::mutex>& lock, std::vector<Job>& batch);
   void process(std::vector<Job>& batch);
+  void leave(const std::vector<Job>& batch);
   std::vector<Tensor> measured(const std::vector<Tensor>& inputs);
   int64_t expected_rows(Clock::time_point now);
   void note_rows(Clock::time_point now);
