@@ -11,7 +11,7 @@ TORCH=${SLIPWAY_TORCH_ROOT:-$(.venv/bin/python -c 'import importlib.util as u; p
 
 case $KIND in
   none) FLAGS=() ;;
-  asan) FLAGS=(-DSANITIZE=address,undefined) ;;
+  asan) FLAGS=("-DSANITIZE=address,undefined") ;;
   tsan) FLAGS=(-DSANITIZE=thread) ;;
   *) die "unknown sanitizer '$KIND': none, asan or tsan" ;;
 esac

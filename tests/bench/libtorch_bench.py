@@ -3,7 +3,8 @@
     python tests/bench/libtorch_bench.py [--rounds 5] [--seconds 3] [--connections 1 16] [--out FILE]
 
 Each round asks both servers with the same closed-loop client (one process, raw sockets), the order changing from round to round. Printed:
-requests a CPU-second of the server (from /proc), requests a second and latency, and the ratio of the two servers with its spread over the rounds.
+requests a CPU-second of the server (from /proc), requests a second and latency, and the ratio of the two servers with its spread over
+the rounds.
 The client shares the machine with the server, so requests a second say less than requests a CPU-second. `--out` gets the raw rows as JSONL.
 """
 
@@ -21,6 +22,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -29,8 +31,8 @@ ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "runtime-image/src")]
 
 import torch  # noqa: E402
-from integration.libtorch.drafts import Mlp, scripted, tensor  # noqa: E402
 
+from integration.libtorch.drafts import Mlp, scripted, tensor  # noqa: E402
 from unit.runtime.serve.artifacts import Draft, write  # noqa: E402
 
 TICK = os.sysconf("SC_CLK_TCK")
@@ -48,7 +50,7 @@ class Cnn(torch.nn.Module):
         widths = [3, 32, 64, 64, 128]
         layers = [
             layer
-            for n, m in zip(widths, widths[1:], strict=False)
+            for n, m in pairwise(widths)
             for layer in (torch.nn.Conv2d(n, m, 3, padding=1), torch.nn.ReLU(), torch.nn.MaxPool2d(2))
         ]
         self.body = torch.nn.Sequential(*layers, torch.nn.Flatten(), torch.nn.Linear(128 * 16, 10))
@@ -217,7 +219,9 @@ def main() -> None:
                         pairs = [("libtorch", one), ("python", two)]
                         for kind, (port, pid) in pairs if turn % 2 else reversed(pairs):
                             found = measure(port, pid, data, connections, args.seconds)
-                            rows.append({"model": name, "server": kind, "connections": connections, "round": turn, "binary": args.binary, **found})
+                            rows.append(
+                                {"model": name, "server": kind, "connections": connections, "round": turn, "binary": args.binary, **found}
+                            )
                     report(rows, name, connections)
     if args.out:
         args.out.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -232,7 +236,10 @@ def report(rows: list[dict[str, object]], model: str, connections: int) -> None:
             for kind in ("libtorch", "python")
         }
         ratio = [a / b for a, b in zip(found["libtorch"], found["python"], strict=True)]
-        print(f"  {key:13} libtorch {spread(found['libtorch'])}  python {spread(found['python'])}  ratio {spread(ratio)}, {better} is better", flush=True)
+        print(
+            f"  {key:13} libtorch {spread(found['libtorch'])}  python {spread(found['python'])}  ratio {spread(ratio)}, {better} is better",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ struct DTypeInfo {
   std::string_view name;  // of numpy and torch, as the signature has it
   std::string_view wire;  // of the Open Inference Protocol
   size_t size;            // bytes of an element
-  char kind;              // b(ool), u(nsigned), i(nteger), f(loat)
+  char kind;              // b: bool, u: unsigned, i: integer, f: float
 };
 
 const DTypeInfo& info(DType dtype);

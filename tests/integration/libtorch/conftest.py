@@ -30,7 +30,7 @@ def program():
     return built("none")
 
 
-def launch(  # noqa: PLR0913
+def launch(
     program: Path, folder: Path, draft: Draft, *options: str, name: str = "m", damage: str | None = None, env: dict[str, str] | None = None
 ) -> Running:
     """Write the artifact and start a server of it; `damage` is a file whose last bit is turned over."""

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
+
 from integration.libtorch.conftest import built, launch
 from integration.libtorch.drafts import row_counter_draft
 from integration.libtorch.test_server import binary_request
 from integration.runtime.test_protocol import body_of, post
-from PIL import Image
-
 from unit.runtime.serve.artifacts import Draft, digits_draft, mlp_draft
 
 HERE = Path(__file__).parent

@@ -10,9 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from integration.libtorch.drafts import aotinductor_draft, identity_draft, row_counter_draft
 from PIL import Image
 
+from integration.libtorch.drafts import aotinductor_draft, identity_draft, row_counter_draft
 from slipway_runtime.serve.preprocess import ImagePreprocessing
 from unit.runtime.serve.artifacts import IMAGE, Draft, digits_draft, mlp, mlp_draft
 
@@ -174,7 +174,9 @@ def test_a_request_that_does_not_fit_is_a_400_that_says_why(start_once, body, wa
     assert (answer.status, wanted in answer.json["error"]) == (400, True), answer.json["error"]
 
 
-@pytest.mark.parametrize(("length", "size", "extra"), [("x", 256, b""), ("999999", 256, b""), (None, 255, b""), (None, 256, b"!"), ("-1", 256, b"")])
+@pytest.mark.parametrize(
+    ("length", "size", "extra"), [("x", 256, b""), ("999999", 256, b""), (None, 255, b""), (None, 256, b"!"), ("-1", 256, b"")]
+)
 def test_malformed_binary_requests(start_once, length, size, extra):
     head = json.dumps({"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 64], "parameters": {"binary_data_size": size}}]}).encode()
     answer = start_once.ask("POST", INFER, head + X.tobytes() + extra, Inference_Header_Content_Length=length or str(len(head)))
@@ -304,7 +306,11 @@ def test_broken_images_are_400(start, junk):
 
 @pytest.mark.parametrize(
     ("options", "code", "text"),
-    [(["--nonsense=1"], 64, "unknown argument --nonsense"), (["--lanes=x"], 64, "--lanes 'x'"), (["--artifact-digest=sha256:00"], 60, "wanted sha256:00")],
+    [
+        (["--nonsense=1"], 64, "unknown argument --nonsense"),
+        (["--lanes=x"], 64, "--lanes 'x'"),
+        (["--artifact-digest=sha256:00"], 60, "wanted sha256:00"),
+    ],
 )
 def test_wrong_arguments_end_it_with_a_reason(start, options, code, text):
     server = start(mlp_draft(), *options)
