@@ -49,9 +49,7 @@ class Cnn(torch.nn.Module):
         super().__init__()
         widths = [3, 32, 64, 64, 128]
         layers = [
-            layer
-            for n, m in pairwise(widths)
-            for layer in (torch.nn.Conv2d(n, m, 3, padding=1), torch.nn.ReLU(), torch.nn.MaxPool2d(2))
+            layer for n, m in pairwise(widths) for layer in (torch.nn.Conv2d(n, m, 3, padding=1), torch.nn.ReLU(), torch.nn.MaxPool2d(2))
         ]
         self.body = torch.nn.Sequential(*layers, torch.nn.Flatten(), torch.nn.Linear(128 * 16, 10))
 
