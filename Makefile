@@ -23,7 +23,7 @@ lint: setup ## Style, imports, spelling, YAML, shell
 	$(V)/ruff check .
 	$(V)/ruff format --check .
 	$(V)/lint-imports
-	$(V)/codespell -L uptodate --skip='*.lock,*/requirements*.txt,*.csv,*.json,LICENSE,go.*' operator runtime-image charts docs hack tests examples *.md
+	$(V)/codespell -L uptodate,aks,notin --skip='*.lock,*/requirements*.txt,*.csv,*.json,LICENSE,go.*' operator runtime-image charts docs hack tests examples *.md
 	$(V)/yamllint -c hack/yamllint.yaml .
 	@if command -v shellcheck >/dev/null; then shellcheck -x -S warning hack/*.sh .ci/run; else for f in hack/*.sh; do bash -n $$f; done; fi
 
