@@ -71,7 +71,7 @@ def scripted(module: torch.nn.Module) -> bytes:
 def as_torchscript(draft: Draft) -> Draft:
     """The same model and the same slipway.json, but for the format: only the test models of `artifacts` are known."""
     config = dict(draft.config)
-    if config["format"] == "TorchScript":
+    if config["format"] in ("TorchScript", "AOTInductor"):
         return draft
     if config["format"] == "PyTorch":
         # Never so short that calls are made on the event loop: a pause of 0 in eager Python is not either.
