@@ -2,6 +2,7 @@
 #include <simdjson.h>
 
 #include <charconv>
+#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <functional>
@@ -33,6 +34,21 @@ std::function<void(const std::string&)> text(std::string& target) {
   return [&target](const std::string& value) { target = value; };
 }
 
+// A time such as 500us, 2ms or 1.5s.
+std::chrono::microseconds duration_of(const std::string& text_value) {
+  double value = 0;
+  const auto [end, error] = std::from_chars(text_value.data(), text_value.data() + text_value.size(), value);
+  const std::string unit(end, text_value.data() + text_value.size());
+  const double scale = unit == "us" ? 1 : unit == "ms" ? 1e3 : unit == "s" ? 1e6 : text_value == "0" ? 1 : -1;
+  if (error != std::errc() || !(value >= 0 && value * scale >= 0 && value * scale < 6e7)) throw std::invalid_argument("not a time such as 2ms, at most 60s");
+  return std::chrono::microseconds(static_cast<int64_t>(value * scale));
+}
+
+std::string environment(const char* name) {
+  const char* value = std::getenv(name);
+  return value ? value : "";
+}
+
 std::optional<std::vector<std::string>> labels_of_environment() {
   const char* value = std::getenv("SLIPWAY_LABELS");
   if (!value || !*value) return std::nullopt;
@@ -60,7 +76,7 @@ using Options = std::map<std::string, Option>;
 void parse(const std::vector<std::string>& arguments, const Options& options) {
   for (size_t i = 0; i < arguments.size(); ++i) {
     std::string name = arguments[i];
-    if (i == 0 && name == "serve") continue;
+    if (name == "serve") continue;
     if (name == "--help" || name == "-h") print_help(options);
     const size_t equals = name.find('=');
     const bool joined = equals != std::string::npos;
@@ -80,9 +96,14 @@ ServerOptions options_of(const std::vector<std::string>& arguments) {
   ServerOptions options;
   LaneOptions& lanes = options.app.lanes;
   Limits& limits = options.limits;
-  double delay_ms = 2;
   lanes.lanes = 0;
-  parse(arguments,
+  const auto delay = [&lanes](const std::string& value) { lanes.max_delay = duration_of(value); };
+  // What the operator sets from serving.batching; an argument wins.
+  std::vector<std::string> given;
+  if (const std::string rows = environment("SLIPWAY_MAX_BATCH_SIZE"); !rows.empty()) given.push_back("--max-batch-size=" + rows);
+  if (const std::string time = environment("SLIPWAY_MAX_DELAY"); !time.empty()) given.push_back("--max-delay=" + time);
+  given.insert(given.end(), arguments.begin(), arguments.end());
+  parse(given,
         {{"model-dir", {"the artifact's folder, as `pull` wrote it", text(options.model_dir)}},
          {"artifact-digest", {"the manifest digest that the folder must have (sha256:...)", text(options.artifact_digest)}},
          {"model-name", {"the model's name in paths", text(options.app.name)}},
@@ -93,8 +114,8 @@ ServerOptions options_of(const std::vector<std::string>& arguments) {
          {"lanes", {"calls of the model at the same time (0: the CPU limit)", number(lanes.lanes)}},
          {"queue-size", {"requests that may wait for a lane; more get 429 (256)", number(lanes.queue_size)}},
          {"queue-bytes", {"bytes of tensors that may wait; more get 429 (268435456)", number(lanes.queue_bytes)}},
-         {"max-batch-size", {"rows of one call of the model; 1: no batching (1)", number(lanes.max_batch)}},
-         {"max-delay-ms", {"how long a request waits for others to share a call with (2)", number(delay_ms)}},
+         {"max-batch-size", {"rows of one call of the model; 1: no batching (SLIPWAY_MAX_BATCH_SIZE, or 1)", number(lanes.max_batch)}},
+         {"max-delay", {"how long a request waits for others to share a call with, such as 2ms (SLIPWAY_MAX_DELAY, or 0)", delay}},
          {"max-body-bytes", {"larger bodies get 413 (33554432)", number(limits.max_body_bytes)}},
          {"header-seconds", {"time for a client to send its headers (10)", number(limits.header_seconds)}},
          {"idle-seconds", {"time an idle connection is kept (75)", number(limits.idle_seconds)}},
@@ -105,7 +126,6 @@ ServerOptions options_of(const std::vector<std::string>& arguments) {
   if (lanes.lanes < 1) lanes.lanes = cpus;
   options.threads = std::max(1, cpus / lanes.lanes);
   lanes.max_batch = std::max<int64_t>(1, lanes.max_batch);
-  lanes.max_delay = std::chrono::microseconds(static_cast<int64_t>(delay_ms * 1000));
   options.labels = labels_of_environment();
   return options;
 }

@@ -80,7 +80,7 @@ def drafts() -> dict[str, tuple[Draft, tuple[str, ...]]]:
     return {
         "mlp": (mlp_draft(), ("--queue-size=8",)),
         "digits": (digits_draft(), ("--max-body-bytes=20000",)),
-        "rows": (row_counter_draft(), ("--max-batch-size=8", "--max-delay-ms=5", "--lanes=2", "--queue-size=8")),
+        "rows": (row_counter_draft(), ("--max-batch-size=8", "--max-delay=5ms", "--lanes=2", "--queue-size=8")),
     }
 
 

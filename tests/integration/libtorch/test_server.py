@@ -204,7 +204,7 @@ def test_null_is_nan_both_ways(start):
 
 
 def test_requests_share_calls_and_get_their_own_rows(start):
-    server = start(row_counter_draft(), "--max-batch-size=8", "--max-delay-ms=20", "--lanes=1").wait_ready()
+    server = start(row_counter_draft(), "--max-batch-size=8", "--max-delay=20ms", "--lanes=1").wait_ready()
 
     def ask(number: int):
         rows = 1 + number % 3
@@ -222,7 +222,7 @@ def test_requests_share_calls_and_get_their_own_rows(start):
 
 
 def test_different_shapes_never_share_a_call(start):
-    server = start(row_counter_draft(), "--max-batch-size=32", "--max-delay-ms=20", "--lanes=1").wait_ready()
+    server = start(row_counter_draft(), "--max-batch-size=32", "--max-delay=20ms", "--lanes=1").wait_ready()
 
     def ask(number: int):
         width = 1 + number % 2
@@ -236,7 +236,7 @@ def test_different_shapes_never_share_a_call(start):
 
 
 def test_one_client_alone_never_waits_for_others(start):
-    server = start(row_counter_draft(), "--max-batch-size=8", "--max-delay-ms=5000", "--lanes=1").wait_ready()
+    server = start(row_counter_draft(), "--max-batch-size=8", "--max-delay=5000ms", "--lanes=1").wait_ready()
     for _ in range(3):
         server.infer("m", [[1.0]])
     text = server.get("/metrics").body.decode()
