@@ -13,7 +13,7 @@ help: ## What the targets do
 	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z0-9-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 ##@ Work
-.PHONY: setup lint type unit integration e2e test
+.PHONY: setup lint type unit integration e2e nightly test
 SETUP_INPUTS := hack/requirements-dev.txt hack/requirements-build.txt operator/pyproject.toml runtime-image/pyproject.toml
 setup: .venv/.stamp ## The virtual environment, from the hashed lock file
 .venv/.stamp: $(SETUP_INPUTS) hack/setup.sh
@@ -31,16 +31,20 @@ type: setup ## mypy, strict
 	$(V)/mypy operator/src runtime-image/src
 
 unit: setup ## No cluster, no network
-	$(V)/python -m pytest tests/unit $(PYTEST_ARGS)
+	$(V)/python -m pytest tests/unit -m 'not nightly' $(PYTEST_ARGS)
 
 integration: setup ## Against a real API server (hack/apiserver.sh)
 	@hack/tools.sh kubernetes registry helm versitygw fake-gcs-server gateway-api
-	$(V)/python -m pytest tests/integration $(PYTEST_ARGS)
+	$(V)/python -m pytest tests/integration -m 'not nightly' $(PYTEST_ARGS)
 
 e2e: setup cluster images ## On the kind cluster
 	$(V)/python -m pytest tests/e2e $(PYTEST_ARGS)
 
-test: ## All of the above, and that generated files are current
+nightly: setup libtorch ## What takes too long for every change: the LibTorch server and its sanitizers, other systems' clients, large searches
+	@hack/tools.sh kubernetes registry helm versitygw fake-gcs-server gateway-api
+	$(V)/python -m pytest tests/unit tests/integration -m nightly --timeout=1800 $(PYTEST_ARGS)
+
+test: ## All of the above but nightly, and that generated files are current
 	@hack/timed.sh setup lint type unit integration e2e verify
 
 ##@ Run

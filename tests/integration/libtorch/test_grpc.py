@@ -15,6 +15,8 @@ from integration.libtorch.test_server import expected
 from integration.runtime.conftest import free_port
 from unit.runtime.serve.artifacts import mlp_draft, sleeper_draft
 
+pytestmark = [pytest.mark.nightly]
+
 X = np.random.default_rng(7).standard_normal((3, 64)).astype(np.float32)
 
 

@@ -20,6 +20,8 @@ from integration.libtorch.test_server import binary_request
 from integration.runtime.test_protocol import body_of, post
 from unit.runtime.serve.artifacts import Draft, digits_draft, mlp_draft
 
+pytestmark = [pytest.mark.nightly]
+
 HERE = Path(__file__).parent
 # Exit code 99 on any report; suppressions are for libtorch alone. torch's libraries are not instrumented, so containers cannot be checked
 # across them.

@@ -16,6 +16,8 @@ from integration.libtorch.drafts import aotinductor_draft, identity_draft, row_c
 from slipway_runtime.serve.preprocess import ImagePreprocessing
 from unit.runtime.serve.artifacts import IMAGE, Draft, digits_draft, mlp, mlp_draft
 
+pytestmark = [pytest.mark.nightly]
+
 INFER = "/v2/models/m/infer"
 
 

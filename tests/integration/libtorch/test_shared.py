@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
 from integration.runtime import test_lifecycle, test_protocol
+
+pytestmark = [pytest.mark.nightly]
 
 server = test_protocol.server
 

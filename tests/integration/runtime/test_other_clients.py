@@ -14,6 +14,8 @@ import pytest
 from integration.runtime.test_grpc import expected, free_port
 from unit.runtime.serve.artifacts import mlp_draft
 
+pytestmark = [pytest.mark.nightly]
+
 HERE = Path(__file__).parent / "clients"
 ROOT = Path(__file__).parents[3]
 X = np.arange(192, dtype=np.float32).reshape(3, 64) / 100
