@@ -11,6 +11,7 @@ from slipway import names
 from slipway.cluster import JSON_PATCH, MERGE_PATCH, Cluster, Conflict, NotFound
 from slipway.events import Recorder
 from slipway.leader import Leader
+from slipway.plan.autoscaling import handover, holds_replicas
 from slipway.plan.objects import changed, label, owner
 from slipway.plan.ownership import merged_ownership
 from slipway.snapshot import Decision, Event, Manifest, ObjectRef
@@ -136,6 +137,10 @@ class Writer:
         kind, namespace, name = identity(manifest)
         if kind == "ModelArtifact":  # its spec never changes: only who claims it does
             return await self._cluster.patch(kind, namespace, name, {"metadata": manifest["metadata"]}, MERGE_PATCH)
+        if kind == "Deployment" and "replicas" not in manifest["spec"]:
+            present = await self._cluster.get(kind, namespace, name)
+            if holds_replicas(present):
+                await self._cluster.apply(handover(present), manager=names.HANDOVER_MANAGER)
         found = await self._cluster.apply(manifest)
         merged = merged_ownership(found["metadata"].get("managedFields") or ())
         if merged is None:

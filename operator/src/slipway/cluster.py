@@ -39,6 +39,7 @@ PLURALS = {
     "HTTPRoute": "apis/gateway.networking.k8s.io/v1/{}httproutes",
     "GRPCRoute": "apis/gateway.networking.k8s.io/v1/{}grpcroutes",
     "ResourceClaimTemplate": "apis/resource.k8s.io/v1/{}resourceclaimtemplates",
+    "HorizontalPodAutoscaler": "apis/autoscaling/v2/{}horizontalpodautoscalers",
     "Node": "api/v1/nodes",
     "ClusterRole": "apis/rbac.authorization.k8s.io/v1/{}clusterroles",
     "Lease": "apis/coordination.k8s.io/v1/{}leases",
@@ -221,11 +222,11 @@ class Cluster:
         params = {"fieldManager": names.FIELD_MANAGER}
         return await self.request("PATCH", path_of(kind, namespace, name), body, params=params, content_type=content_type)
 
-    async def apply(self, manifest: Mapping[str, Any]) -> dict[str, Any]:
+    async def apply(self, manifest: Mapping[str, Any], *, manager: str = names.FIELD_MANAGER) -> dict[str, Any]:
         """Apply an object by server-side apply, taking over the fields it names."""
         metadata = manifest["metadata"]
         path = path_of(manifest["kind"], metadata.get("namespace"), metadata["name"])
-        params = {"fieldManager": names.FIELD_MANAGER, "force": "true"}
+        params = {"fieldManager": manager, "force": "true"}
         return await self.request("PATCH", path, dict(manifest), params=params, content_type="application/apply-patch+yaml")
 
     async def delete(self, kind: str, namespace: str | None, name: str, *, uid: str | None = None) -> bool:

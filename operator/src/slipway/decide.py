@@ -14,11 +14,11 @@ from typing import Any
 from slipway import names
 from slipway.api.reasons import Reason
 from slipway.plan import artifact as artifacts
-from slipway.plan import revisions, scarcity, traffic, workload
+from slipway.plan import autoscaling, revisions, scarcity, traffic, workload
 from slipway.plan.conversion import decide_artifact, events_for
 from slipway.plan.diagnose import Problem, workload_problem
 from slipway.plan.objects import annotation, changed, label, name_of, owner, ref, status_of
-from slipway.plan.rollout import Plan, advance, is_given_up, may_be_made
+from slipway.plan.rollout import Phase, Plan, advance, is_given_up, may_be_made
 from slipway.snapshot import ArtifactSnapshot, Config, Decision, DeploymentSnapshot, Event, Manifest, ObjectRef, Snapshot
 from slipway.status import Facts, artifact_state, blocking, deployment_status, rollout_events
 
@@ -58,7 +58,17 @@ def _target(snapshot: DeploymentSnapshot, config: Config) -> _Target:
     existing = next((d for d in snapshot.deployments if name_of(d) == revision), None)
     # a revision keeps the artifact it was made with, also when a newer operator would convert with newer tools
     artifact = label(existing, names.ARTIFACT) if existing is not None else None
-    return _Target(revision, wanted, artifact or names.artifact_name(wanted), int((spec.get("serving") or {}).get("replicas", 1)))
+    return _Target(
+        revision, wanted, artifact or names.artifact_name(wanted), autoscaling.replicas(snapshot.resource, _stable_deployment(snapshot))
+    )
+
+
+def _stable_deployment(snapshot: DeploymentSnapshot) -> Manifest | None:
+    return _deployment(snapshot, revisions.stable_of(revisions.stable_service_of(snapshot)))
+
+
+def _deployment(snapshot: DeploymentSnapshot, revision: str | None) -> Manifest | None:
+    return next((d for d in snapshot.deployments if name_of(d) == revision), None)
 
 
 def _decide_deployment(snapshot: DeploymentSnapshot, now: datetime, config: Config) -> Decision:
@@ -73,7 +83,8 @@ def _decide_deployment(snapshot: DeploymentSnapshot, now: datetime, config: Conf
     is_new = runtime is not None and artifact is not None and may_be_made(plan)
     fresh = workload.revision_deployment(resource, target.revision, artifact, runtime, config) if is_new else None  # type: ignore[arg-type]
     teams = scarcity.Teams(plan.stable, target.revision, fresh)
-    sizes, problem = scarcity.fitted(snapshot, teams, plan.sizes, _problem(snapshot, target.revision))
+    wanted = autoscaling.kept(resource, plan.sizes, _deployment(snapshot, plan.stable))
+    sizes, problem = scarcity.fitted(snapshot, teams, wanted, _problem(snapshot, target.revision))
     plan = replace(plan, sizes=sizes)
     facts = Facts(
         plan=plan,
@@ -94,7 +105,7 @@ def _decide_deployment(snapshot: DeploymentSnapshot, now: datetime, config: Conf
     desired = () if _conflict(snapshot, target) else _desired(resource, target, snapshot, fresh, plan)
     return Decision(
         apply=(*_claim_artifact(snapshot, target), *desired, *released),
-        delete=(*_delete_revisions(snapshot, doomed), *_delete_routes(snapshot), *dropped),
+        delete=(*_delete_revisions(snapshot, doomed), *_delete_routes(snapshot), *_delete_autoscalers(snapshot, plan), *dropped),
         status=None if status == status_of(resource) else status,
         events=_events(resource, facts),
         requeue_after=NOT_OURS_RETRY_SECONDS if _conflict(snapshot, target) else plan.again,
@@ -145,18 +156,39 @@ def _desired(resource: Manifest, target: _Target, snapshot: DeploymentSnapshot, 
     made = [workload.existing_deployment(resource, d) for d in snapshot.deployments]
     deployments = made if fresh is None else [dict(fresh), *made]
     objects: list[Manifest] = []
+    scaled = _scaled(snapshot, plan)
+    if scaled is not None:
+        objects.append(autoscaling.autoscaler(resource, scaled, _beside(plan, target.revision)))
     for deployment in deployments:
         name = name_of(deployment)
-        objects.append(workload.with_scale(deployment, plan.sizes[name], _role(name, plan, target.revision)))
+        size = None if name == scaled else plan.sizes[name]
+        objects.append(workload.with_scale(deployment, size, _role(name, plan, target.revision)))
         objects.append(traffic.revision_service(resource, name))
         claims = workload.revision_claims(resource, deployment)
         objects += [claims] if claims is not None else []
     has_gateway = revisions.policy(resource).has_gateway
     if plan.stable is not None:
         objects.append(traffic.stable_service(resource, plan, has_gateway=has_gateway))
-    wanted = changed(objects, (*snapshot.deployments, *snapshot.services, *snapshot.claim_templates))
+    wanted = changed(objects, (*snapshot.deployments, *snapshot.services, *snapshot.claim_templates, *snapshot.autoscalers))
     kinds = traffic.route_kinds(resource) if plan.stable is not None else ()
     return (*wanted, *(manifest for kind in kinds for manifest in _changed_route(resource, snapshot, plan, kind)))
+
+
+def _scaled(snapshot: DeploymentSnapshot, plan: Plan) -> str | None:
+    """Return the revision whose size an autoscaler holds."""
+    return autoscaling.governed(snapshot.resource, plan.sizes, _deployment(snapshot, plan.stable))
+
+
+def _beside(plan: Plan, target: str) -> int:
+    """Return how many pods of a canary count against the bound; not while it grows to full size, for which stable must not shrink."""
+    rollout = plan.rollout
+    is_sharing = rollout is not None and rollout.weight > 0 and rollout.phase is not Phase.PROMOTING and target != plan.stable
+    return plan.sizes.get(target, 0) if is_sharing else 0
+
+
+def _delete_autoscalers(snapshot: DeploymentSnapshot, plan: Plan) -> tuple[ObjectRef, ...]:
+    scaled = _scaled(snapshot, plan)
+    return tuple(ref(o) for o in snapshot.autoscalers if name_of(o) != scaled)
 
 
 def _changed_route(resource: Manifest, snapshot: DeploymentSnapshot, plan: Plan, kind: str) -> tuple[Manifest, ...]:

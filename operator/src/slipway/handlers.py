@@ -24,6 +24,7 @@ RESOURCES = {
     "ServingRuntime": (names.GROUP, names.VERSION, "servingruntimes"),
     "Deployment": ("apps", "v1", "deployments"),
     "Service": ("", "v1", "services"),
+    "HorizontalPodAutoscaler": ("autoscaling", "v2", "horizontalpodautoscalers"),
     "Job": ("batch", "v1", "jobs"),
     "Pod": ("", "v1", "pods"),
     "HTTPRoute": ("gateway.networking.k8s.io", "v1", "httproutes"),  # kopf watches them when their CRDs are there, or come

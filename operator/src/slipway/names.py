@@ -15,6 +15,7 @@ GROUP = "slipway.dev"
 VERSION = "v1alpha1"
 API_VERSION = f"{GROUP}/{VERSION}"
 FIELD_MANAGER = "slipway"
+HANDOVER_MANAGER = "slipway-autoscaling"  # holds a size between us and the autoscaler
 
 MANAGED_BY = "app.kubernetes.io/managed-by"
 NAME = "app.kubernetes.io/name"

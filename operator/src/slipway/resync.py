@@ -24,6 +24,7 @@ WATCHED: dict[str, str | None] = {
     "ServingRuntime": None,
     "Deployment": names.SELECTOR,
     "Service": names.SELECTOR,
+    "HorizontalPodAutoscaler": names.SELECTOR,
     "Job": names.SELECTOR,
     "Pod": names.SELECTOR,
     "HTTPRoute": names.SELECTOR,

@@ -62,6 +62,7 @@ class DeploymentSnapshot:
     foreign: tuple[Manifest, ...] = ()
     routes: tuple[Manifest, ...] = ()
     verdicts: tuple[MetricVerdict, ...] = ()
+    autoscalers: tuple[Manifest, ...] = ()
     claim_templates: tuple[Manifest, ...] = ()
     nodes: tuple[Manifest, ...] | None = None
     neighbours: tuple[Manifest, ...] = ()

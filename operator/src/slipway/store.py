@@ -138,6 +138,7 @@ class Store:
             pods=_only(mine, "Pod"),
             routes=(*_only(mine, "HTTPRoute"), *_only(mine, "GRPCRoute")),
             runtimes=tuple(self.of_kind("ServingRuntime")),
+            autoscalers=_only(mine, "HorizontalPodAutoscaler"),
             claim_templates=_only(mine, CLAIM_TEMPLATE),
             foreign=tuple(o for k, (at, o) in self._foreign.items() if now - at < FOREIGN_SECONDS and k[1] == key.namespace),
         )

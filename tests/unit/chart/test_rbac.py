@@ -15,6 +15,7 @@ MANAGED = {
     "modelartifacts/status.slipway.dev": {"update"},
     "deployments.apps": WRITE,
     "services": WRITE,
+    "horizontalpodautoscalers.autoscaling": WRITE,
     "jobs.batch": WRITE,
     "pods": READ,
     "httproutes.gateway.networking.k8s.io": WRITE,

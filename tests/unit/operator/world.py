@@ -53,6 +53,8 @@ class World:
         key = (manifest["kind"], manifest["metadata"]["name"])
         before = self.objects.get(key)
         merged = {**(before or {}), **copy.deepcopy(dict(manifest))}
+        if before is not None and manifest["kind"] == "Deployment" and "replicas" not in merged["spec"]:
+            merged["spec"]["replicas"] = before["spec"]["replicas"]  # whoever applies without it leaves it to its holder
         metadata = merged["metadata"]
         metadata.setdefault("uid", f"uid-{key[1]}")
         changed = before is not None and before.get("spec") != merged.get("spec")
@@ -88,6 +90,7 @@ class World:
             self.foreign,
             (*of("HTTPRoute"), *of("GRPCRoute")),
             self.verdicts,
+            autoscalers=of("HorizontalPodAutoscaler"),
             claim_templates=of("ResourceClaimTemplate"),
         )
 

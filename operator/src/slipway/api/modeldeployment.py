@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from slipway.api.accelerator import Accelerator
+from slipway.api.autoscaling import Autoscaling
 from slipway.api.common import ATOMIC, INT64, Conditions, EnvVars, ObjectName, ResourceRequirements, ShortDuration, Toleration
 from slipway.api.rollout import Rollout, Routing
 from slipway.api.rules import ApiModel, Rule, StatusModel
@@ -93,6 +94,7 @@ class ModelDeploymentSpec(ApiModel):
     routing: Routing | None = Field(default=None, description="How requests from outside reach the model. Default: a Service only.")
     paused: bool = Field(default=False, description="Hold a rollout where it is; a bad revision is still rolled back. Default: false.")
     accelerator: Accelerator | None = Field(default=None, description="Devices that each serving pod gets. Default: none, the CPU.")
+    autoscaling: Autoscaling | None = Field(default=None, description="How many pods follow from the load. Default: serving.replicas.")
     revision_history_limit: int = Field(
         default=5,
         ge=0,

@@ -58,11 +58,11 @@ def existing_deployment(resource: Manifest, observed: Manifest) -> dict[str, Any
     return _deployment(resource, revision, artifact, {key: note for key, note in notes.items() if note is not None}, template)
 
 
-def with_scale(deployment: Mapping[str, Any], replicas: int, role: str) -> dict[str, Any]:
-    """Return the Deployment with a size and a role."""
+def with_scale(deployment: Mapping[str, Any], replicas: int | None, role: str) -> dict[str, Any]:
+    """Return the Deployment with a size and a role; without a size its autoscaler has it."""
     metadata = dict(deployment["metadata"])
     metadata["labels"] = {**metadata["labels"], names.ROLE: role}
-    return {**deployment, "metadata": metadata, "spec": {**deployment["spec"], "replicas": replicas}}
+    return {**deployment, "metadata": metadata, "spec": {**deployment["spec"], **({} if replicas is None else {"replicas": replicas})}}
 
 
 def _compact(value: object) -> str:
