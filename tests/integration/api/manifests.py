@@ -105,6 +105,18 @@ ENV_FROM = {"secretKeyRef": {"name": "a", "key": "b"}, "fieldRef": {"fieldPath":
 
 # (what is wrong, manifest, the words of the answer)
 INVALID: list[tuple[str, Spec, str]] = [
+    (
+        "more at least than at most",
+        deployment(autoscaling={"minReplicas": 3, "maxReplicas": 2, "target": 8}),
+        "minReplicas must not exceed",
+    ),
+    (
+        "autoscaling to nothing",
+        deployment(autoscaling={"minReplicas": 0, "maxReplicas": 2, "target": 8}),
+        "should be greater than or equal to 1",
+    ),
+    ("autoscaling without a bound", deployment(autoscaling={"target": 8}), "spec.autoscaling.maxReplicas: Required value"),
+    ("autoscaling by memory", deployment(autoscaling={"maxReplicas": 2, "target": 8, "metric": "Memory"}), "Unsupported value"),
     *[(name, deployment(rollout=spec), words) for name, spec, words in ROLLOUTS],
     ("hostnames without a gateway", deployment(routing={"hostnames": ["a.example.com"]}), "hostnames need a gateway"),
     (
@@ -371,6 +383,7 @@ FULL_MODEL = {
     "credentialsSecretRef": {"name": "models-read"},
 }
 VALID: list[tuple[str, Spec]] = [
+    ("autoscaling", deployment(autoscaling={"minReplicas": 2, "maxReplicas": 2, "metric": "GPUUtilization", "target": 70})),
     ("a GPU by its product", accelerator(resourceName="nvidia.com/gpu", count=2, product="NVIDIA-H200")),
     ("a MIG slice", accelerator(resourceName="nvidia.com/mig-1g.10gb", count=1)),
     ("an Intel GPU by its product", accelerator(resourceName="gpu.intel.com/xe", count=1, product="Max_1100")),
