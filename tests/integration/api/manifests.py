@@ -327,7 +327,7 @@ INVALID: list[tuple[str, Spec, str]] = [
     ),
     ("unknown effect", serving(tolerations=[{"effect": "Never"}]), 'spec.serving.tolerations[0].effect: Unsupported value: "Never"'),
     ("negative history", deployment(revisionHistoryLimit=-1), "spec.revisionHistoryLimit in body should be greater than or equal to 0"),
-    ("unknown field", deployment(autoscaling={}), 'unknown field "spec.autoscaling"'),
+    ("unknown field", deployment(scaling={}), 'unknown field "spec.scaling"'),
     ("unknown nested field", serving(replica=2), 'unknown field "spec.serving.replica"'),
     ("artifact without image", resource("ModelArtifact", {"model": {"uri": OCI}}), "spec.converterImage: Required value"),
     (
