@@ -339,12 +339,15 @@ SMALL: Manifest = {"requests": {"cpu": "50m", "memory": "256Mi"}, "limits": {"me
 SERVER: Manifest = {"requests": {"cpu": "20m", "memory": "64Mi"}}
 
 
-def mdep(name: str, uri: str, *, serving: Manifest | None = None, conversion: Manifest | None = None, **model: Any) -> Manifest:
-    """A ModelDeployment that asks for little, so that many fit on the nodes of a test cluster."""
+def mdep(
+    name: str, uri: str, *, serving: Manifest | None = None, conversion: Manifest | None = None, more: Manifest | None = None, **model: Any
+) -> Manifest:
+    """A ModelDeployment that asks for little, so that many fit on the nodes of a test cluster; `more` are other parts of its spec."""
     spec = {
         "model": {"uri": uri, **model},
         "conversion": {"resources": SMALL, **(conversion or {})},
         "serving": {"resources": SERVER, **(serving or {})},
+        **(more or {}),
     }
     return {"apiVersion": "slipway.dev/v1alpha1", "kind": "ModelDeployment", "metadata": {"name": name}, "spec": spec}
 
@@ -391,6 +394,18 @@ def work():
                     changed.append(time.monotonic())
         time.sleep(0.02)
 
+def answers():
+    try:
+        connection = http.client.HTTPConnection(name, 80, timeout=5)
+        connection.request("GET", "/v2/health/ready")
+        return connection.getresponse().status == 200
+    except OSError:
+        return False
+
+# a Service that has just become ready reaches this node's packet filter a moment later
+while not answers() and time.monotonic() - begin < 30:
+    time.sleep(0.2)
+begin = time.monotonic()
 threads = [threading.Thread(target=work) for _ in range(16)]
 [t.start() for t in threads]
 while any(t.is_alive() for t in threads):  # a join would keep the signal's handler from running

@@ -87,7 +87,7 @@ def test_a_pod_gets_the_device_asked_for(  # noqa: PLR0917
     gpus: Cluster, namespace: Namespace, resource: str, product: str, node: str, device: str
 ) -> None:
     wish = {"resourceName": resource, "count": 1, "product": product}
-    namespace.apply(model_folder("v1"), mdep("tiny", "configmap://v1", accelerator=wish))
+    namespace.apply(model_folder("v1"), mdep("tiny", "configmap://v1", more={"accelerator": wish}))
     namespace.wait_ready("tiny")
     (pod,) = pods_of(namespace, "tiny")
     assert pod["spec"]["nodeName"] == node
@@ -99,7 +99,7 @@ def lowest_while_updating(space: Namespace, wish: Manifest) -> int:
     """Change the model; return the smallest number of ready endpoints behind the stable Service until the new one is Ready."""
     lowest = 99
     before = space.get("mdep", "tiny")["status"]["stable"]["revision"]
-    space.apply(mdep("tiny", "configmap://v2", accelerator=wish))
+    space.apply(mdep("tiny", "configmap://v2", more={"accelerator": wish}))
 
     def is_over() -> bool:
         nonlocal lowest
@@ -117,7 +117,9 @@ def lowest_while_updating(space: Namespace, wish: Manifest) -> int:
 def test_a_rollout_ends_on_a_full_node(gpus: Cluster, namespace: Namespace, product: str, least: int) -> None:
     wish = {"resourceName": GPU, "count": 1, "product": product}
     namespace.apply(
-        model_folder("v1"), model_folder("v2", weights_safetensors=weights(WEIGHT * 2)), mdep("tiny", "configmap://v1", accelerator=wish)
+        model_folder("v1"),
+        model_folder("v2", weights_safetensors=weights(WEIGHT * 2)),
+        mdep("tiny", "configmap://v1", more={"accelerator": wish}),
     )
     namespace.wait_ready("tiny")
     assert lowest_while_updating(namespace, wish) >= least
@@ -126,7 +128,7 @@ def test_a_rollout_ends_on_a_full_node(gpus: Cluster, namespace: Namespace, prod
 def test_who_holds_the_accelerators_is_told(gpus: Cluster, namespace: Namespace) -> None:
     namespace.apply(holder("slipway-worker", 1), model_folder("v1"))
     wish = {"resourceName": GPU, "count": 1, "product": "NVIDIA-FAKE-A"}
-    namespace.apply(mdep("tiny", "configmap://v1", accelerator=wish))
+    namespace.apply(mdep("tiny", "configmap://v1", more={"accelerator": wish}))
     namespace.wait_reason("tiny", "InsufficientAccelerators")
     message = namespace.condition("tiny")["message"]
     assert "slipway-worker has 0 of 1 free" in message

@@ -62,7 +62,7 @@ def test_status_of_the_cli_shows_the_tree(tour: Namespace) -> None:
 
 def test_kubectl_get_fits_80_columns(tour: Namespace) -> None:
     lines = tour.kubectl("get", "mdep").splitlines()
-    assert lines[0].split() == ["NAME", "READY", "REASON", "STABLE", "FORMAT", "AGE"]
+    assert lines[0].split() == ["NAME", "READY", "STABLE", "CANARY", "WEIGHT", "FORMAT", "AGE"]
     assert max(len(line.rstrip()) for line in lines) <= 80
 
 

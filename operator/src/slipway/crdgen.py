@@ -67,9 +67,11 @@ KINDS = (
         categories=("inference",),
         columns=(
             ("Ready", f"{READY}.status", "string", 0),
-            ("Reason", f"{READY}.reason", "string", 0),
             ("Stable", ".status.stable.revision", "string", 0),
+            ("Canary", ".status.canary.revision", "string", 0),
+            ("Weight", ".status.canary.weight", "integer", 0),
             ("Format", ".status.stable.format", "string", 0),
+            ("Reason", f"{READY}.reason", "string", 1),
             ("URL", ".status.url", "string", 1),
             ("Age", ".metadata.creationTimestamp", "date", 0),
         ),

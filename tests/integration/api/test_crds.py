@@ -12,7 +12,6 @@ import yaml
 
 from integration.api.manifests import INVALID, VALID, artifact, deployment
 from integration.conftest import ApiServer
-from slipway.api.reasons import Reason
 
 CRDS = sorted((Path(__file__).parents[3] / "crds").glob("*.yaml"))
 
@@ -152,17 +151,18 @@ def test_columns_fit_80_characters(apiserver: ApiServer) -> None:
     assert all(len(line.rstrip()) <= 80 for line in table), table
     assert "modeldeployment.slipway.dev/columns" in apiserver.kubectl("get", "inference", "-o", "name")
     header, row = apiserver.kubectl("get", "mdep", "columns").splitlines()
-    assert header.split() == ["NAME", "READY", "REASON", "STABLE", "FORMAT", "AGE"]
-    assert row.split()[:5] == ["columns", "False", "ParityFailed", "columns-5d41402a", "TorchScript"]
+    assert header.split() == ["NAME", "READY", "STABLE", "CANARY", "WEIGHT", "FORMAT", "AGE"]
+    assert row.split()[:4] == ["columns", "False", "columns-5d41402a", "TorchScript"]
+    assert "ParityFailed" in apiserver.kubectl("get", "mdep", "columns", "-o", "wide")
 
 
 def test_the_longest_columns_fit_80_characters(apiserver: ApiServer) -> None:
-    """The longest reason and the longest format; a name of 63 characters, which appears twice, cannot fit."""
+    """A rollout in its middle and the longest format; a name of 63 characters, which appears three times, cannot fit."""
     name = "digits"
     apiserver.apply(deployment(name))
-    reason = max((str(reason) for reason in Reason), key=len)
-    condition = {"type": "Ready", "status": "False", "reason": reason, "message": "m", "lastTransitionTime": "2026-01-31T12:00:00Z"}
-    status = {"conditions": [condition], "stable": {"revision": f"{name}-5d41402a", "format": "TorchScript"}}
+    condition = {"type": "Ready", "status": "False", "reason": "Progressing", "message": "m", "lastTransitionTime": "2026-01-31T12:00:00Z"}
+    sides = {"stable": {"revision": f"{name}-5d41402a", "format": "ONNX"}, "canary": {"revision": f"{name}-0a1b2c3d", "weight": 100}}
+    status = {"conditions": [condition], **sides}
     apiserver.kubectl("patch", "mdep", name, "--subresource=status", "--type=merge", "-p", json.dumps({"status": status}))
     table = apiserver.kubectl("get", "mdep", name).splitlines()
     assert all(len(line.rstrip()) <= 79 for line in table), table  # an age has up to 4 characters, AGE has 3
