@@ -202,4 +202,9 @@ def test_a_field_that_is_no_longer_wanted_goes_although_the_create_held_it(tenan
     tenant.server.kubectl("-n", tenant.name, "create", "--field-manager=slipway", "-f", "-", stdin=json.dumps(body))
     tenant.lead()
     until(lambda: tenant.get("service", "digits")["spec"]["selector"] == service["spec"]["selector"], 10)
-    until(lambda: len(tenant.get("service", "digits")["spec"]["ports"]) == 1, 10, lambda: tenant.get("service", "digits"))
+
+    def ports_now() -> list[str]:
+        return [port["name"] for port in tenant.get("service", "digits")["spec"]["ports"]]
+
+    wanted = [port["name"] for port in service["spec"]["ports"]]
+    until(lambda: ports_now() == wanted, 10, ports_now)
