@@ -17,6 +17,7 @@ from slipway.plan import artifact as artifacts
 from slipway.plan import autoscaling, revisions, scarcity, traffic, workload
 from slipway.plan.conversion import decide_artifact, events_for
 from slipway.plan.diagnose import Problem, workload_problem
+from slipway.plan.notices import notices
 from slipway.plan.objects import annotation, changed, label, name_of, owner, ref, status_of
 from slipway.plan.rollout import Phase, Plan, advance, is_given_up, may_be_made
 from slipway.snapshot import ArtifactSnapshot, Config, Decision, DeploymentSnapshot, Event, Manifest, ObjectRef, Snapshot
@@ -75,7 +76,8 @@ def _decide_deployment(snapshot: DeploymentSnapshot, now: datetime, config: Conf
     resource, target = snapshot.resource, _target(snapshot, config)
     policy = revisions.policy(resource)
     seen = revisions.observe(snapshot, target.revision, target.replicas, now)
-    plan = advance(revisions.remembered(resource, policy), seen, policy, now, config.drain_seconds)
+    before = revisions.remembered(resource, policy)
+    plan = advance(before, seen, policy, now, config.drain_seconds)
     artifact = snapshot.artifacts.get(target.artifact)
     runtime, stopper = _runtime(snapshot, target, artifact)
     stopper = _conflict(snapshot, target) or _route_problem(snapshot) or stopper
@@ -108,6 +110,7 @@ def _decide_deployment(snapshot: DeploymentSnapshot, now: datetime, config: Conf
         delete=(*_delete_revisions(snapshot, doomed), *_delete_routes(snapshot), *_delete_autoscalers(snapshot, plan), *dropped),
         status=None if status == status_of(resource) else status,
         events=_events(resource, facts),
+        notifications=notices(resource, before, seen.stable, plan, status, now),
         requeue_after=NOT_OURS_RETRY_SECONDS if _conflict(snapshot, target) else plan.again,
     )
 

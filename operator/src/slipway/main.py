@@ -10,6 +10,7 @@ import socket
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import kopf
 import uvloop
 import yaml
@@ -17,6 +18,10 @@ from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from slipway import logs, metrics
+from slipway.analysis.notification import Notification
+from slipway.analysis.sources import PrometheusSource
+from slipway.analysis.webhook import Webhook
+from slipway.analyst import Analyst
 from slipway.apply import apply_shipped
 from slipway.cluster import ApiError, Cluster, is_kubeconfig_named
 from slipway.handlers import configure, register
@@ -43,14 +48,19 @@ def main() -> None:
 async def run(settings: Settings) -> None:
     """Run the operator in this event loop until a signal comes, or one of its parts ends, which none may do by itself."""
     cluster = await Cluster.connect(qps=settings.qps, burst=settings.burst)
+    session = aiohttp.ClientSession()
+    webhook = _webhook(settings, session)
     config = settings.config()
     store, queue = Store(config), KeyQueue()
     leader = Leader(cluster, settings.namespace, settings.lease_name, f"{socket.gethostname()}_{os.getpid()}")
     resync = Resync(cluster, store, queue.add, settings.namespaces, settings.resync_seconds)
     inventory, ready = Inventory(cluster, store), asyncio.Event()
+    analyst = _analyst(settings, session, store, queue, leader)
     runner = await _serve(settings, resync, queue, ready)
     parts = [leader.run(), resync.run(), _apply_shipped(cluster, store, leader, settings)]
-    parts += [Worker(cluster, store, queue, leader, config, inventory).run() for _ in range(settings.workers)]
+    notify = webhook.send if webhook is not None else _nobody
+    parts += [Worker(cluster, store, queue, leader, config, inventory, analyst, notify).run() for _ in range(settings.workers)]
+    parts += [webhook.run()] if webhook is not None else []
     tasks = [asyncio.create_task(part) for part in parts]
     watch = asyncio.create_task(_watch(settings, store, queue, leader.identity, ready))
     try:
@@ -61,9 +71,33 @@ async def run(settings: Settings) -> None:
         for task in (watch, *tasks):
             task.cancel()
         await asyncio.gather(watch, *tasks, return_exceptions=True)
+        await analyst.close()
         await leader.release()
         await runner.cleanup()
         await cluster.close()
+        await session.close()
+
+
+def _webhook(settings: Settings, session: aiohttp.ClientSession) -> Webhook | None:
+    """The receiver of notifications, if there is one; a wrong URL or secret ends the operator with a message."""
+    url = settings.webhook_url.get_secret_value()
+    return Webhook(session, url, settings.webhook_secret.get_secret_value()) if url else None
+
+
+def _nobody(_: Notification) -> None:
+    """Nobody wants to be told."""
+
+
+def _analyst(settings: Settings, session: aiohttp.ClientSession, store: Store, queue: KeyQueue, leader: Leader) -> Analyst:
+    address = settings.prometheus_address
+    return Analyst(
+        store,
+        session,
+        add=queue.add,
+        is_leader=leader.is_leader,
+        prometheus=PrometheusSource(session, address) if address else None,
+        asks_pods=settings.analysis_source == "Pods",
+    )
 
 
 async def _watch(settings: Settings, store: Store, queue: KeyQueue, identity: str, ready: asyncio.Event) -> None:

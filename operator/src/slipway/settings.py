@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
+from pydantic import SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from slipway.snapshot import Config
@@ -36,8 +37,18 @@ class Settings(BaseSettings):
     serving_runtimes: str = ""  # a YAML file of ServingRuntimes that the leader applies
     cluster_role: str = ""  # their owner: with it they are collected
     lease_name: str = "slipway-operator"
+    prometheus_address: str = ""  # base URL; without it queries of users have no answer
+    analysis_source: Literal["Pods", "Prometheus"] = "Pods"  # of the built-in metrics
+    webhook_url: SecretStr = SecretStr("")
+    webhook_secret: SecretStr = SecretStr("")
     metrics_port: int = 8080
     health_port: int = 8081
+
+    @model_validator(mode="after")
+    def _check_source(self) -> Self:
+        if self.analysis_source == "Prometheus" and not self.prometheus_address:
+            raise ValueError("SLIPWAY_ANALYSIS_SOURCE is Prometheus, so SLIPWAY_PROMETHEUS_ADDRESS is needed (prometheus.address)")
+        return self
 
     @property
     def namespaces(self) -> tuple[str, ...]:

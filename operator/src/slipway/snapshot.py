@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from slipway.analysis.notification import Notification
 from slipway.verdict import MetricVerdict
 
 Manifest = Mapping[str, Any]
@@ -49,7 +50,7 @@ class DeploymentSnapshot:
 
     `artifacts` are the ModelArtifacts of its namespace that it owns or needs, by name; `deployments`, `services` and `pods` carry its
     label, whoever owns them, as do `routes`; `runtimes` are all ServingRuntimes. `foreign` are objects that have a name we need but not our
-    label. `verdicts` are the last evaluation of the analysis.
+    label. `verdicts` are the last evaluation of the present step, none before the first.
     `nodes` are the nodes that offer the accelerator that it wants and `neighbours` the pods on them; None: they were not looked up.
     """
 
@@ -105,11 +106,13 @@ class Decision:
     """What should be done, in this order: apply, delete, write the status (None: leave it), record the events.
 
     `apply` are complete desired objects for server-side apply; those that need no change are already left out.
-    An object whose `metadata.resourceVersion` is set is applied only to that version. `requeue_after` is in seconds.
+    An object whose `metadata.resourceVersion` is set is applied only to that version. `requeue_after` is in seconds. `notifications` are
+    for the webhook, if there is one.
     """
 
     apply: tuple[Manifest, ...] = ()
     delete: tuple[ObjectRef, ...] = ()
     status: Manifest | None = None
     events: tuple[Event, ...] = ()
+    notifications: tuple[Notification, ...] = ()
     requeue_after: float | None = None

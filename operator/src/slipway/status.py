@@ -18,6 +18,7 @@ from slipway.plan.objects import annotation, condition, is_true, label, name_of,
 from slipway.plan.revisions import is_complete, ready_replicas, remembered, rollout_row
 from slipway.plan.rollout import Observed, Phase, Plan, Policy, Rollout, is_given_up
 from slipway.snapshot import Event, Manifest
+from slipway.verdict import history, open_points
 
 Status = dict[str, Any]
 
@@ -91,7 +92,7 @@ def _progress(facts: Facts) -> Problem:
     if rollout is not None and rollout.phase is Phase.PAUSED:
         return Problem(Reason.ROLLOUT_PAUSED, f"{_step(facts, rollout)}; it waits to be promoted")
     if rollout is not None and rollout.phase is Phase.PROGRESSING:
-        return Problem(Reason.PROGRESSING, _step(facts, rollout))
+        return Problem(Reason.PROGRESSING, _step(facts, rollout) + _waits_for(facts))
     wanted = facts.plan.sizes.get(facts.target, facts.replicas)
     ready = ready_replicas(facts.deployments.get(facts.target))
     return Problem(Reason.PROGRESSING, f"{ready} of {wanted} pods of revision {facts.target} are ready")
@@ -99,6 +100,12 @@ def _progress(facts: Facts) -> Problem:
 
 def _step(facts: Facts, rollout: Rollout) -> str:
     return f"step {rollout.step + 1} of {len(facts.policy.steps)}: revision {facts.target} gets {rollout.weight} % of the traffic"
+
+
+def _waits_for(facts: Facts) -> str:
+    """Return what the analysis still asks for; nothing when it passes, or need not."""
+    open_ones = open_points(facts.seen.verdicts) if facts.policy.interval is not None and facts.policy.needs_pass else ""
+    return f"; not passed yet: {open_ones}" if open_ones else ""
 
 
 def rollout_events(resource: Manifest, facts: Facts) -> tuple[Event, ...]:
@@ -126,7 +133,7 @@ def deployment_status(resource: Manifest, facts: Facts, now: datetime) -> Status
         "replicas": int(status_of(stable).get("replicas", 0)) if stable is not None else 0,
         "selector": f"{names.DEPLOYMENT}={name},{names.REVISION}={facts.stable or facts.target}",
         "stable": _stable(before, facts, now),
-        "canary": _coming(facts),
+        "canary": _coming(before, facts),
         "history": _history(before, facts, now),
         "lastFailure": _last_failure(before, facts),
         "model": _observed_model(facts.artifact) or before.get("model"),
@@ -208,13 +215,25 @@ def _stable(before: Mapping[str, Any], facts: Facts, now: datetime) -> Status | 
     return values | ({"since": since} if since else {})
 
 
-def _coming(facts: Facts) -> Status | None:
+def _coming(before: Mapping[str, Any], facts: Facts) -> Status | None:
     if facts.target == facts.stable:
         return None
     rollout = facts.plan.rollout
     row = {"artifact": facts.artifact_name} | _revision(facts, facts.target, weight=0)
-    metrics = [verdict.as_status() for verdict in facts.seen.verdicts]
-    return row | ({} if rollout is None else rollout_row(rollout, facts.policy)) | ({"metrics": metrics} if metrics else {})
+    return row | ({} if rollout is None else rollout_row(rollout, facts.policy)) | _measured(before.get("canary") or {}, facts)
+
+
+def _measured(before: Mapping[str, Any], facts: Facts) -> Status:
+    """Return the last evaluation and those before it; they stay, as evidence, when there is no new one.
+
+    When no verdict is asked for, an evaluation is written down only if it changes one: a canary that waits for days is quiet.
+    """
+    verdicts = facts.seen.verdicts
+    known: Status = {key: before[key] for key in ("metrics", "evaluations") if key in before and before["revision"] == facts.target}
+    is_same = [(row["name"], row["verdict"]) for row in known.get("metrics", ())] == [(v.name, v.verdict) for v in verdicts]
+    if not verdicts or (is_same and not facts.policy.needs_pass):
+        return known
+    return {"metrics": [v.as_status() for v in verdicts], "evaluations": history(verdicts, known.get("evaluations", ()))}
 
 
 def _revision(facts: Facts, revision: str, *, weight: int) -> Status:

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any
 
-Verdict = Literal["Pass", "Fail", "Inconclusive"]
+from slipway.api.analysis import MAX_ANALYSIS_HISTORY, Verdict
+from slipway.api.conditions import format_time
+
+__all__ = ["MetricVerdict", "Verdict", "failures", "history", "lacks_traffic_only", "open_points", "overall"]
+MAX_MESSAGE = 256
 
 
 @dataclass(frozen=True, slots=True)
 class MetricVerdict:
     """One metric of one evaluation.
 
-    Numbers are texts, as in the API: `value` of the canary, `baseline` of the stable revision over the same window, `samples` requests
-    that they rest on. `at` is when it was evaluated: a verdict from before the present step says nothing about it.
+    Numbers are texts, as in the API: `value` of the canary, `low` and `high` its bounds, `baseline` of the stable revision over the same
+    window, `samples` requests that they rest on; `message` says what was measured and held against what. `needs_traffic`: Inconclusive,
+    and more requests alone would decide. `at` is when it was evaluated: a verdict from before the present step says nothing about it.
     """
 
     name: str
@@ -25,6 +30,9 @@ class MetricVerdict:
     baseline: str | None = None
     samples: int = 0
     message: str = ""
+    low: str | None = None
+    high: str | None = None
+    needs_traffic: bool = False
 
     def as_status(self) -> dict[str, Any]:
         """Return the row of `status.canary.metrics`."""
@@ -33,6 +41,8 @@ class MetricVerdict:
             "verdict": self.verdict,
             "value": self.value,
             "baseline": self.baseline,
+            "low": self.low,
+            "high": self.high,
             "samples": self.samples,
             "message": self.message or None,
         }
@@ -47,12 +57,23 @@ def overall(verdicts: Sequence[MetricVerdict]) -> Verdict:
     return "Pass" if found == {"Pass"} else "Inconclusive"
 
 
+def lacks_traffic_only(verdicts: Sequence[MetricVerdict]) -> bool:
+    """Say whether nothing but traffic keeps them from passing."""
+    return overall(verdicts) == "Inconclusive" and bool(verdicts) and all(v.needs_traffic for v in verdicts if v.verdict != "Pass")
+
+
 def failures(verdicts: Sequence[MetricVerdict]) -> str:
     """Return the failed metrics as one line for people, with what was measured."""
-    return "; ".join(_line(verdict) for verdict in verdicts if verdict.verdict == "Fail")
+    return "; ".join(f"{verdict.name}: {verdict.message}" for verdict in verdicts if verdict.verdict == "Fail")
 
 
-def _line(verdict: MetricVerdict) -> str:
-    against = f", stable {verdict.baseline}" if verdict.baseline is not None else ""
-    measured = f" is {verdict.value}{against} over {verdict.samples} requests" if verdict.value is not None else ""
-    return f"{verdict.name}{measured}" + (f" ({verdict.message})" if verdict.message else "")
+def open_points(verdicts: Sequence[MetricVerdict]) -> str:
+    """Return what keeps the metrics from passing, as one line for people; empty when nothing does."""
+    return "; ".join(f"{verdict.name}: {verdict.message}" for verdict in verdicts if verdict.verdict != "Pass")
+
+
+def history(verdicts: Sequence[MetricVerdict], before: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the bounded history with this evaluation on top; saying one twice changes nothing."""
+    at = format_time(verdicts[0].at)
+    entry = {"at": at, "verdict": overall(verdicts), "message": open_points(verdicts)[:MAX_MESSAGE]}
+    return [entry, *(dict(old) for old in before if old.get("at") != at)][:MAX_ANALYSIS_HISTORY]

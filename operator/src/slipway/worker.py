@@ -5,10 +5,13 @@ from __future__ import annotations
 import itertools
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 
 from slipway import logs, metrics
+from slipway.analysis.notification import Notification
+from slipway.analyst import Analyst
 from slipway.api.reasons import Reason
 from slipway.apply import NotLeaderError, NotOursError, Writer
 from slipway.cluster import ApiError, Cluster, Conflict, Forbidden, Invalid, NotFound
@@ -65,12 +68,20 @@ class Worker:
     """Handles keys; several run at once, never on the same key."""
 
     def __init__(  # noqa: PLR0913, PLR0917 - the parts of the operator that it brings together
-        self, cluster: Cluster, store: Store, queue: KeyQueue, leader: Leader, config: Config, inventory: Inventory
+        self,
+        cluster: Cluster,
+        store: Store,
+        queue: KeyQueue,
+        leader: Leader,
+        config: Config,
+        inventory: Inventory,
+        analyst: Analyst,
+        notify: Callable[[Notification], None],
     ) -> None:
         self._store, self._queue, self._leader, self._config = store, queue, leader, config
         self._writer = Writer(cluster, store, leader, self._tell_others)
         self._warnings = JobWarnings(cluster)
-        self._inventory = inventory
+        self._inventory, self._analyst, self._notify = inventory, analyst, notify
         self._key: Key | None = None
 
     async def run(self) -> None:
@@ -123,24 +134,30 @@ class Worker:
     async def _handle(self, key: Key) -> float | None:
         """Write objects until the decision is at rest, then the status once: it tells of the state that was reached."""
         events: dict[Event, None] = {}
+        notices: dict[tuple[str, str, int | None], Notification] = {}
         for attempt in range(ROUNDS):
             snapshot = self._store.gather(key)
             if snapshot is None:
                 if key.kind == "ModelDeployment":
                     metrics.forget(key.namespace, key.name)
+                    self._analyst.forget(key)
                 return None
             snapshot, patience = await self._warnings.add_to(snapshot)
-            snapshot, look_again = await self._inventory.add_to(snapshot)
+            snapshot, look_again = await self._inventory.add_to(self._analyst.add_to(snapshot))
             resource = snapshot.resource
             logs.PASS.set({**(logs.PASS.get() or {}), "generation": resource["metadata"].get("generation")})
             decision = decide(snapshot, datetime.now(UTC), self._config)
             events |= dict.fromkeys(decision.events)
+            notices |= {(n.moment, n.revision, n.step): n for n in decision.notifications}
             if not (decision.apply or decision.delete) or attempt == ROUNDS - 1:
                 break
             await self._writer.carry_out(resource, replace(decision, status=None, events=()))
         await self._writer.carry_out(resource, replace(decision, events=tuple(events)))
         if key.kind == "ModelDeployment":
             metrics.show(key.namespace, key.name, decision.status or status_of(resource))
+            self._analyst.follow({**resource, "status": decision.status or status_of(resource)})
+        for notice in notices.values():  # after the status: what is not written down did not happen
+            self._notify(notice)
         restless = RESTLESS_SECONDS if decision.apply or decision.delete else None
         times = [t for t in (decision.requeue_after, patience, look_again, restless) if t is not None]
         return min(times, default=None)

@@ -11,7 +11,7 @@ import pytest
 from pydantic import Field
 
 from integration.conftest import ApiServer
-from slipway.api.analysis import Analysis, AnalysisStatus
+from slipway.api.analysis import Analysis, AnalysisRecord
 from slipway.api.rules import ApiModel, StatusModel
 from slipway.crdgen import Kind, crd
 from unit.analysis.test_api import ACCEPTED, REFUSED
@@ -26,7 +26,7 @@ class ProbeSpec(ApiModel):
 class ProbeStatus(StatusModel):
     """A status."""
 
-    analysis: AnalysisStatus | None = Field(default=None, description="What was found.")
+    last: AnalysisRecord | None = Field(default=None, description="What was found.")
 
 
 class Probe(ApiModel):

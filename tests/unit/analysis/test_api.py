@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from slipway.api.analysis import Analysis, AnalysisStatus, parse_limit
+from slipway.api.analysis import Analysis, MetricStatus, parse_limit
 
 
 def metric(name: str, **fields: Any) -> dict[str, Any]:
@@ -17,7 +17,7 @@ def metric(name: str, **fields: Any) -> dict[str, Any]:
 ACCEPTED: list[dict[str, Any]] = [
     {},
     {"metrics": []},
-    {"interval": "15s", "minimumRequests": 100, "onInsufficientTraffic": "Probe"},
+    {"interval": "15s", "minimumRequests": 100, "onInsufficientTraffic": "Promote"},
     metric("error-rate", maximum="0.01"),
     metric("error-rate", maximum="0", maximumIncreasePercent=0),
     metric("latency-p99", maximum="250ms", maximumIncreasePercent=20),
@@ -67,4 +67,4 @@ def test_limits_are_numbers(text: str, want: float) -> None:
 
 
 def test_a_status_of_a_newer_operator_can_be_read() -> None:
-    assert AnalysisStatus.model_validate({"metrics": [], "mood": "good"}).metrics == ()
+    assert MetricStatus.model_validate({"name": "x", "verdict": "Pass", "mood": "good"}).samples == 0

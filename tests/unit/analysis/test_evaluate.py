@@ -10,9 +10,11 @@ import pytest
 
 from slipway.analysis.evaluate import Observations, evaluate
 from slipway.analysis.histogram import Histogram
-from slipway.analysis.verdict import Cause, Evaluation, MetricResult, MetricSpec, Points, metric_specs, overall, record, show
+from slipway.analysis.verdict import Cause, Evaluation, MetricResult, MetricSpec, Points, metric_specs, overall, show
 from slipway.analysis.window import Sample
-from slipway.api.analysis import MAX_ANALYSIS_HISTORY, Analysis, AnalysisStatus
+from slipway.api.analysis import MAX_ANALYSIS_HISTORY, Analysis
+from slipway.api.modeldeployment import CanaryStatus
+from slipway.verdict import history
 
 NOW = 10_000.0
 BOUNDS = (0.05, 0.1, 0.25, 0.5, 1.0, math.inf)
@@ -186,17 +188,21 @@ def test_traffic_is_not_all_that_lacks_when_data_are_missing() -> None:
 
 
 def test_the_history_is_bounded_and_one_evaluation_is_recorded_once() -> None:
-    status: dict[str, Any] | None = None
+    entries: list[dict[str, Any]] = []
     for number in range(30):
-        evaluation = Evaluation(NOW + 15 * number, "Fail", (MetricResult("error-rate", "Fail", "x" * 400),))
-        status = record(evaluation, record(evaluation, status))
-    assert status is not None
-    times = [entry["at"] for entry in status["history"]]
+        verdicts = Evaluation(NOW + 15 * number, "Fail", (MetricResult("error-rate", "Fail", "x" * 400, value=0.25),)).verdicts()
+        entries = history(verdicts, history(verdicts, entries))
+    times = [entry["at"] for entry in entries]
     assert len(times) == len(set(times)) == MAX_ANALYSIS_HISTORY
     assert times == sorted(times, reverse=True)
-    assert status["metrics"][0]["name"] == "error-rate"
-    assert AnalysisStatus.model_validate(status).history[0].at == times[0]
-    assert all(len(entry["message"]) <= 256 for entry in status["history"])
+    row = {"metrics": [verdicts[0].as_status()], "evaluations": entries}
+    assert CanaryStatus.model_validate({"revision": "r", **row}).model_dump(
+        by_alias=True, include={"metrics", "evaluations"}, exclude_none=True
+    ) == {
+        "metrics": ({"name": "error-rate", "verdict": "Fail", "value": "0.25", "samples": 0, "message": "x" * 256},),
+        "evaluations": tuple(entries),
+    }
+    assert all(len(entry["message"]) <= 256 for entry in entries)
 
 
 def test_specs_are_the_api_in_numbers() -> None:

@@ -107,7 +107,9 @@ def wait(world: World, seconds: float) -> None:
 
 
 def judge(world: World, verdict: str) -> None:
-    world.verdicts = (MetricVerdict("error-rate", verdict, world.now, "0.2", "0.001", samples=500, message="limit 0.01"),)  # type: ignore[arg-type]
+    world.verdicts = (
+        MetricVerdict("error-rate", verdict, world.now, "0.2", "0.001", samples=500, message="0.2 over 500 must be at most 0.01"),
+    )  # type: ignore[arg-type]
 
 
 SHARED = {"slipway.dev/deployment": "digits", "app.kubernetes.io/component": "server"}
@@ -244,7 +246,7 @@ def test_a_failed_verdict_rolls_back_and_the_status_has_what_was_measured(make: 
     assert selector(world)["slipway.dev/revision"] == first
     row = status(world)["canary"]
     assert (row["weight"], row["phase"], row["reason"]) == (0, "RolledBack", "AnalysisFailed")
-    assert "error-rate is 0.2, stable 0.001 over 500 requests (limit 0.01)" in row["message"]
+    assert "error-rate: 0.2 over 500 must be at most 0.01" in row["message"]
     kinds = {c["type"]: c for c in status(world)["conditions"]}
     assert (kinds["Ready"]["reason"], kinds["Stalled"]["status"], kinds["Available"]["status"]) == ("AnalysisFailed", "True", "True")
     assert [e.reason for e in world.events if e.type == "Warning"].count("AnalysisFailed") >= 1

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any
 
-from slipway.api.analysis import DEFAULT_METRICS, MAX_ANALYSIS_HISTORY, Analysis, Verdict, parse_limit
-from slipway.api.conditions import format_time
+from slipway.api.analysis import DEFAULT_METRICS, Analysis, Verdict, parse_limit
+from slipway.verdict import MAX_MESSAGE, MetricVerdict
 
 QUANTILES = {"latency-p50": 0.5, "latency-p95": 0.95, "latency-p99": 0.99}
-MAX_MESSAGE = 256
 
 
 class Cause(StrEnum):
@@ -58,12 +56,6 @@ class MetricResult:
     low: float | None = None
     high: float | None = None
 
-    def as_status(self) -> dict[str, Any]:
-        """Return the row of the status; numbers as strings, absent when unknown."""
-        numbers = {key: show(self.name, getattr(self, key)) for key in ("value", "baseline", "low", "high")}
-        row = {"name": self.name, "verdict": self.verdict, **numbers, "samples": self.samples, "message": self.message[:MAX_MESSAGE]}
-        return {key: value for key, value in row.items() if value is not None}
-
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
@@ -78,6 +70,17 @@ class Evaluation:
         """Whether it is Inconclusive for no other reason than too few requests: the case of `onInsufficientTraffic`."""
         causes = {result.cause for result in self.results if result.verdict != "Pass"}
         return self.verdict == "Inconclusive" and causes == {Cause.TRAFFIC}
+
+    def verdicts(self) -> tuple[MetricVerdict, ...]:
+        """Return the rows for the state machine and the status; numbers as strings, absent when unknown."""
+        at = datetime.fromtimestamp(self.at, UTC)
+        return tuple(_row(result, at) for result in self.results)
+
+
+def _row(result: MetricResult, at: datetime) -> MetricVerdict:
+    value, baseline, low, high = (show(result.name, number) for number in (result.value, result.baseline, result.low, result.high))
+    message, needs_traffic = result.message[:MAX_MESSAGE], result.cause is Cause.TRAFFIC
+    return MetricVerdict(result.name, result.verdict, at, value, baseline, result.samples, message, low, high, needs_traffic)
 
 
 def metric_specs(analysis: Analysis) -> tuple[MetricSpec, ...]:
@@ -103,15 +106,6 @@ def overall(verdicts: Sequence[Verdict]) -> Verdict:
     if "Fail" in verdicts:
         return "Fail"
     return "Pass" if verdicts and set(verdicts) == {"Pass"} else "Inconclusive"
-
-
-def record(evaluation: Evaluation, before: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return the `analysis` part of the status with this evaluation on top of the history, which is bounded."""
-    at = format_time(datetime.fromtimestamp(evaluation.at, UTC))
-    message = "; ".join(f"{result.name}: {result.message}" for result in evaluation.results if result.verdict != "Pass")
-    entry = {"at": at, "verdict": evaluation.verdict, "message": message[:MAX_MESSAGE]}
-    history = [entry, *(old for old in (before or {}).get("history") or () if old.get("at") != at)][:MAX_ANALYSIS_HISTORY]
-    return {"metrics": [result.as_status() for result in evaluation.results], "history": history}
 
 
 def show(name: str, value: float | None) -> str | None:

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from slipway.api.common import ATOMIC, LIST_MAP_BY_NAME, Duration, unique_names
+from slipway.api.common import LIST_MAP_BY_NAME, Duration, unique_names
 from slipway.api.rules import ApiModel, Rule, StatusModel, matches
 
 Verdict = Literal["Pass", "Fail", "Inconclusive"]
@@ -119,9 +119,8 @@ class Analysis(ApiModel):
     minimum_requests: int = Field(
         default=100, ge=1, le=1_000_000, description="Fewer requests than this in a step are neither Pass nor Fail. Default: 100."
     )
-    on_insufficient_traffic: Literal["Wait", "Probe", "Promote"] = Field(
-        default="Wait",
-        description="When a step is over and only traffic is lacking: Wait, Probe (replay golden inputs) or Promote. Default: Wait.",
+    on_insufficient_traffic: Literal["Wait", "Promote"] = Field(
+        default="Wait", description="When a step's time is over and nothing but traffic is lacking: Wait or Promote. Default: Wait."
     )
     metrics: Annotated[
         tuple[AnalysisMetric, ...], Field(max_length=16, json_schema_extra=LIST_MAP_BY_NAME), AfterValidator(unique_names)
@@ -147,12 +146,3 @@ class AnalysisRecord(StatusModel):
     at: str = Field(json_schema_extra={"format": "date-time"}, description="When, UTC.")
     verdict: Verdict = Field(description="Fail if a metric failed, Pass if all passed, else Inconclusive.")
     message: str = Field(default="", description="What did not pass, and why.")
-
-
-class AnalysisStatus(StatusModel):
-    """What the analysis found."""
-
-    metrics: Annotated[tuple[MetricStatus, ...], Field(json_schema_extra=ATOMIC)] = Field(default=(), description="The last evaluation.")
-    history: Annotated[tuple[AnalysisRecord, ...], Field(json_schema_extra=ATOMIC)] = Field(
-        default=(), description="The last ten evaluations, the newest first."
-    )

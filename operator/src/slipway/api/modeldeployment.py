@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from slipway.api.accelerator import Accelerator
+from slipway.api.analysis import AnalysisRecord, MetricStatus
 from slipway.api.autoscaling import Autoscaling
 from slipway.api.common import ATOMIC, INT64, Conditions, EnvVars, ObjectName, ResourceRequirements, ShortDuration, Toleration
 from slipway.api.rollout import Rollout, Routing
@@ -118,17 +119,6 @@ class RevisionStatus(StatusModel):
     since: str | None = Field(default=None, json_schema_extra={"format": "date-time"}, description="When it took over.")
 
 
-class MetricStatus(StatusModel):
-    """What the last analysis said about one metric."""
-
-    name: str = Field(description="Name of the metric. Example: error-rate.")
-    verdict: Literal["Pass", "Fail", "Inconclusive"] = Field(description="Pass, Fail or Inconclusive.")
-    value: str | None = Field(default=None, description="Measured on the canary.")
-    baseline: str | None = Field(default=None, description="Measured on the stable revision over the same time.")
-    samples: int = Field(default=0, description="How many requests it rests on. A count.")
-    message: str | None = Field(default=None, description="The bound that it was compared with, or why there is no verdict.")
-
-
 class CanaryStatus(RevisionStatus):
     """The revision that is coming up, or was given up."""
 
@@ -144,7 +134,10 @@ class CanaryStatus(RevisionStatus):
     reason: str | None = Field(default=None, description="Why it was given up or stopped. Example: AnalysisFailed.")
     message: str | None = Field(default=None, description="The same as a sentence, with the measured values.")
     metrics: Annotated[tuple[MetricStatus, ...], Field(json_schema_extra=ATOMIC)] | None = Field(
-        default=None, description="The last analysis."
+        default=None, description="The last evaluation."
+    )
+    evaluations: Annotated[tuple[AnalysisRecord, ...], Field(json_schema_extra=ATOMIC)] | None = Field(
+        default=None, description="The last ten, the newest first."
     )
 
 

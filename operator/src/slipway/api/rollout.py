@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from slipway.api.analysis import Analysis
 from slipway.api.common import ATOMIC, Duration, ObjectName
 from slipway.api.rules import ApiModel, Rule, matches
 
@@ -64,6 +65,11 @@ class Rollout(ApiModel):
             "Recreate has no steps, because the old revision is gone before the new one starts; remove steps",
             lambda rollout: rollout.strategy != "Recreate" or not rollout.steps,
         ),
+        Rule(
+            "!has(self.analysis) || has(self.steps) && size(self.steps) > 0",
+            "analysis judges steps; add steps, or remove analysis",
+            lambda rollout: rollout.analysis is None or bool(rollout.steps),
+        ),
     )
 
     strategy: Literal["Canary", "BlueGreen", "Recreate"] = Field(
@@ -73,6 +79,10 @@ class Rollout(ApiModel):
     )
     steps: Steps | None = Field(
         default=None, description="Rising weights. Example: [{weight: 10, duration: 1m}, {weight: 50, duration: 5m}]."
+    )
+    analysis: Analysis | None = Field(
+        default=None,
+        description="What must hold before a step ends. Default: steps end by time; only errors proven to be above 1 % are a failure.",
     )
     on_failure: Literal["Rollback", "Pause"] = Field(
         default="Rollback",

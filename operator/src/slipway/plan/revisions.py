@@ -134,14 +134,16 @@ def policy(resource: Manifest) -> Policy:
     )
     if rollout is None:
         return plain
-    analysis = rollout.get("analysis") or {}
+    analysis, steps = rollout.get("analysis"), rollout.get("steps") or ()
     return replace(
         plain,
         strategy=Strategy(rollout.get("strategy", Strategy.CANARY)),
-        steps=tuple(Step(int(s["weight"]), parse_duration(s["duration"]) if s.get("duration") else None) for s in rollout.get("steps", ())),
+        steps=tuple(Step(int(s["weight"]), parse_duration(s["duration"]) if s.get("duration") else None) for s in steps),
         keep=parse_duration(rollout["keepPrevious"]) if rollout.get("keepPrevious") and rollout.get("strategy") != "Recreate" else 0,
         pauses_on_failure=rollout.get("onFailure") == "Pause",
-        interval=parse_duration(analysis.get("interval", "15s")) if analysis else None,
+        interval=parse_duration((analysis or {}).get("interval", "15s")) if steps else None,
+        needs_pass=analysis is not None,
+        needs_traffic=(analysis or {}).get("onInsufficientTraffic") != "Promote",
     )
 
 

@@ -16,7 +16,7 @@ from datetime import datetime
 from enum import StrEnum
 
 from slipway.api.reasons import Reason
-from slipway.verdict import MetricVerdict, failures, overall
+from slipway.verdict import MetricVerdict, failures, lacks_traffic_only, overall
 
 MAX_TRANSITIONS = 4  # in one pass; more would be a loop
 SOON = 1.0  # seconds
@@ -67,7 +67,9 @@ class Policy:
     promote: str | None = None  # "<revision>": all the way; "<revision>/<n>": past step n, counted from 1
     abort: str | None = None  # a revision
     keep: int = 0  # seconds that the replaced revision keeps all its pods, so that going back to it takes none
-    interval: int | None = None  # of the analysis, in seconds; None: there is no analysis
+    interval: int | None = None  # of the analysis, in seconds; None: nothing is measured
+    needs_pass: bool = True  # of the analysis, before a step ends; else only a Fail counts
+    needs_traffic: bool = True  # else a step whose time is over ends also when nothing but requests is lacking
 
     @property
     def gives_up(self) -> bool:
@@ -304,7 +306,11 @@ def _is_done(rollout: Rollout, seen: Observed, policy: Policy, now: datetime) ->
         return False
     if rollout.since is None or duration is None or (now - rollout.since).total_seconds() < duration:
         return False
-    return policy.interval is None or overall(_fresh(rollout, seen)) == "Pass"
+    return policy.interval is None or not policy.needs_pass or _passes(_fresh(rollout, seen), policy)
+
+
+def _passes(verdicts: Sequence[MetricVerdict], policy: Policy) -> bool:
+    return overall(verdicts) == "Pass" or (not policy.needs_traffic and lacks_traffic_only(verdicts))
 
 
 def _fresh(rollout: Rollout, seen: Observed) -> list[MetricVerdict]:
