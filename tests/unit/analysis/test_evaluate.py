@@ -148,14 +148,14 @@ def test_a_result_carries_what_it_rests_on() -> None:
     assert result.low is not None
     assert result.high is not None
     assert 0.012 < result.low < 0.02 < result.high < 0.03
-    row = result.as_status()
+    row = Evaluation(NOW, "Fail", (result,)).verdicts()[0].as_status()
     assert (row["value"], row["baseline"], row["verdict"]) == ("0.02", "0.01", "Fail")
     assert float(row["low"]) == pytest.approx(result.low, rel=1e-3)
     assert len(row["message"]) <= 256
 
 
 def test_latencies_are_shown_in_milliseconds_and_an_open_bound_not_at_all() -> None:
-    row = judge(did(120), did(9000), MetricSpec("latency-p99", maximum=0.25)).results[0].as_status()
+    row = judge(did(120), did(9000), MetricSpec("latency-p99", maximum=0.25)).verdicts()[0].as_status()
     assert row["value"] == "49.5ms"
     assert "high" not in row
     assert show("error-rate", math.nan) is None

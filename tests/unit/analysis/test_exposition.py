@@ -89,6 +89,8 @@ def test_reads_what_our_runtime_exports() -> None:
     assert (dict(before.counts.codes), before.started is not None) == ({}, True)
     assert before.counts.duration is not None
     assert before.counts.duration.count == 0
+    assert before.counts.nonfinite == 0.0
+    metrics.nonfinite(2)
     for status, seconds in ((200, 0.003), (200, 0.004), (503, 40.0)):
         metrics.count(status)
         metrics.seconds(seconds)
@@ -96,3 +98,4 @@ def test_reads_what_our_runtime_exports() -> None:
     assert after.counts.codes == {"200": 2.0, "503": 1.0}
     assert after.counts.duration is not None
     assert (after.counts.duration.count, after.counts.duration.counts[-1]) == (3.0, 1.0)
+    assert after.counts.nonfinite == 2.0

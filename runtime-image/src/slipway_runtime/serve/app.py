@@ -19,7 +19,7 @@ from slipway_runtime.serve.metrics import CONTENT_TYPE, Metrics
 from slipway_runtime.serve.model import Model
 from slipway_runtime.serve.predict import answer, decode_npy, decode_plain, is_npy
 from slipway_runtime.serve.preprocess import image_inputs
-from slipway_runtime.serve.tensors import Tensors
+from slipway_runtime.serve.tensors import Tensors, has_nonfinite
 
 log = logging.getLogger(__name__)
 access = logging.getLogger("slipway_runtime.access")
@@ -227,6 +227,8 @@ class App:
         seconds = time.perf_counter() - started
         self.metrics.inference(seconds)
         self.metrics.batch(rows)
+        if has_nonfinite(outputs):
+            self.metrics.nonfinite(1)
         if seconds > INLINE_LIMIT_SECONDS:
             self._note_slow_call(seconds)
         elif self._slow_calls:

@@ -21,7 +21,7 @@ import numpy as np
 from slipway_runtime.serve.lanes import Lanes
 from slipway_runtime.serve.messages import HttpError
 from slipway_runtime.serve.metrics import Metrics
-from slipway_runtime.serve.tensors import Tensors
+from slipway_runtime.serve.tensors import Tensors, has_nonfinite
 
 log = logging.getLogger(__name__)
 
@@ -255,8 +255,9 @@ class Batcher:
         started = time.perf_counter()
         outcomes = self._outcomes(batch)
         seconds = time.perf_counter() - started
+        nonfinite = sum(isinstance(outcome, dict) and has_nonfinite(outcome) for outcome in outcomes)
         try:
-            self._loop.call_soon_threadsafe(self._finish, batch, rows, outcomes, seconds)
+            self._loop.call_soon_threadsafe(self._finish, batch, rows, outcomes, seconds, nonfinite)
         except RuntimeError:
             log.warning("an answer came after the loop had closed")
 
@@ -294,12 +295,13 @@ class Batcher:
         except Exception as error:
             return model_error(error)
 
-    def _finish(self, batch: list[Job], rows: int, outcomes: list[Tensors | HttpError], seconds: float) -> None:
+    def _finish(self, batch: list[Job], rows: int, outcomes: list[Tensors | HttpError], seconds: float, nonfinite: int) -> None:
         self._free += 1
         self._running_rows -= rows
         self._seconds_per_row += SMOOTHING * (seconds / rows - self._seconds_per_row)
         self._metrics.inference(seconds)
         self._metrics.batch(rows)
+        self._metrics.nonfinite(nonfinite)
         if self._queues:
             self._dispatch()
         for job, outcome in zip(batch, outcomes, strict=True):

@@ -93,8 +93,27 @@ class Tally:
         return family
 
 
+class Count:
+    """One counter, 0 from the start: a rate that is held against a limit must know zero from unknown."""
+
+    def __init__(self, name: str, text: str, labels: dict[str, str]) -> None:
+        """Make it."""
+        self._name, self._help, self._labels = name, text, labels
+        self.value = 0
+
+    def add(self, more: int) -> None:
+        """Count so many."""
+        self.value += more
+
+    def family(self) -> Metric:
+        """The metric as it is now."""
+        family = CounterMetricFamily(self._name, self._help, labels=list(self._labels))
+        family.add_metric(list(self._labels.values()), self.value)
+        return family
+
+
 class Metrics:
-    """One registry for one model; `queue`, `inference`, `batch`, `seconds` and `count` are bound methods, for the event loop only."""
+    """One registry for one model; `queue`, `inference`, `batch`, `seconds`, `count` and `nonfinite` are bound methods, for the event loop only."""
 
     def __init__(self, model: str, revision: str, inflight: Callable[[], int]) -> None:
         """Register all metrics.
@@ -109,13 +128,22 @@ class Metrics:
         ProcessCollector(registry=self.registry)
         labels = {"model": model, "revision": revision}
         self.requests = Tally("slipway_requests", "Answered infer and predict requests.", "code", labels)
+        self.nonfinite_answers = Count("slipway_nonfinite_outputs", "Answers whose outputs have NaN or infinite values.", labels)
         self.seconds_buckets = Buckets("slipway_request_duration_seconds", "Request read to answer written.", SECONDS, labels)
         self.queue_buckets = Buckets("slipway_queue_duration_seconds", "Waiting for a worker lane.", SECONDS, {})
         self.inference_buckets = Buckets("slipway_inference_duration_seconds", "Inside the model.", SECONDS, {})
         self.batch_buckets = Buckets("slipway_batch_size", "Samples per call of the model.", SIZES, {})
         self.count, self.seconds = self.requests.add, self.seconds_buckets.observe
         self.queue, self.inference, self.batch = self.queue_buckets.observe, self.inference_buckets.observe, self.batch_buckets.observe
-        self._families = (self.requests, self.seconds_buckets, self.queue_buckets, self.inference_buckets, self.batch_buckets)
+        self.nonfinite = self.nonfinite_answers.add
+        self._families = (
+            self.requests,
+            self.nonfinite_answers,
+            self.seconds_buckets,
+            self.queue_buckets,
+            self.inference_buckets,
+            self.batch_buckets,
+        )
         self.registry.register(self)
         Gauge("slipway_inflight_requests", "Requests taken and not answered.", registry=self.registry).set_function(inflight)
         self.load_seconds = Gauge("slipway_model_load_seconds", "Verify, load, warm up, reproduce golden outputs.", registry=self.registry)

@@ -5,6 +5,7 @@ bfloat16 is ml_dtypes' numpy type; `string` (the protocol's BYTES) is a numpy ar
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -56,6 +57,20 @@ _FEW, _SAFE = 4096, float(np.finfo(np.float32).max) ** 2
 def datatype_of(array: Array) -> str:
     """The protocol's name for an array's dtype; raises KeyError for one the protocol does not have."""
     return _BY_CHARACTER[array.dtype.char]
+
+
+def has_nonfinite(tensors: Tensors) -> bool:
+    """Whether a float tensor has NaN or infinite values."""
+    for array in tensors.values():
+        kind = array.dtype.kind
+        if kind == "f" and array.itemsize > 2:
+            # A third of the time of isfinite().all(): the squares sum to a finite number, or must be looked at one by one.
+            flat = array.ravel()
+            if flat.dot(flat) < math.inf:
+                continue
+        if kind in "fV" and not np.isfinite(array).all():  # V is bfloat16
+            return True
+    return False
 
 
 def wire_shape(spec: TensorSpec) -> list[int]:

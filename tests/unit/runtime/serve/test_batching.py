@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import time
 
+import ml_dtypes
 import numpy as np
 import pytest
 
 from slipway_runtime.serve.batching import Batcher, Job, QueueOptions, target_rows, useful_batch
 from slipway_runtime.serve.messages import HttpError
 from slipway_runtime.serve.metrics import Metrics
+from slipway_runtime.serve.tensors import has_nonfinite
 
 
 class Timer:
@@ -53,7 +55,8 @@ class House:
             self.calls.append([tuple(array.shape) for array in inputs.values()])
             return infer(inputs)
 
-        self.batcher = Batcher(recorded, QueueOptions(**options), self.loop, Metrics("m", "r", lambda: 0))
+        self.metrics = Metrics("m", "r", lambda: 0)
+        self.batcher = Batcher(recorded, QueueOptions(**options), self.loop, self.metrics)
         self.batcher.lanes.submit = self.work.append
 
     def job(self, name, rows=1, width=2, **more):
@@ -83,6 +86,39 @@ def test_what_waits_goes_together_up_to_the_limit():
     house.run()
     assert house.calls == [[(1, 2)], [(4, 2)], [(2, 2)]]
     assert set(house.answers) == set("abcdefg")
+
+
+def test_answers_that_are_not_finite_are_counted_one_by_one():
+    house = House(max_batch=8)
+    values = {"first": 1.0, "nan": np.nan, "good": 2.0, "infinite": np.inf}
+    for name, value in values.items():
+        house.job(name, inputs={"x": np.full((1, 2), value)})
+    house.run()
+    assert house.calls == [[(1, 2)], [(3, 2)]], "three shared a batch"
+    assert house.metrics.nonfinite_answers.value == 2
+    assert b'slipway_nonfinite_outputs_total{model="m",revision="r"} 2.0' in house.metrics.render()
+
+
+@pytest.mark.parametrize(
+    ("array", "want"),
+    [
+        (np.array([1.0, np.nan], np.float32), True),
+        (np.array([[1.0], [-np.inf]], np.float64), True),
+        (np.array([3e38, 3e38], np.float32), False),  # their squares are infinite, they are not
+        (np.array([6e4] * 3, np.float16), False),
+        (np.array([1e300], np.float64), False),
+        (np.array([np.inf], np.float16), True),
+        (np.array([1.0, np.nan], ml_dtypes.bfloat16), True),
+        (np.array([1.0, 3e38], ml_dtypes.bfloat16), False),
+        (np.array([1, 2], np.int64), False),
+        (np.array(["nan"], object), False),
+        (np.zeros((0, 3), np.float32), False),
+        (np.array(np.nan, np.float32), True),
+        (np.array([[1.0, np.nan], [1.0, 2.0]], np.float32)[:, :1], False),
+    ],
+)
+def test_what_is_not_finite(array, want):
+    assert has_nonfinite({"a": np.zeros(2, np.float32), "b": array}) is want
 
 
 def test_each_gets_its_own_rows():
