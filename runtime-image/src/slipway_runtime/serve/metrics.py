@@ -113,7 +113,7 @@ class Count:
 
 
 class Metrics:
-    """One registry for one model; `queue`, `inference`, `batch`, `seconds`, `count` and `nonfinite` are bound methods, for the event loop only."""
+    """One registry for one model; the bound methods `queue` to `nonfinite` are for the event loop only."""
 
     def __init__(self, model: str, revision: str, inflight: Callable[[], int]) -> None:
         """Register all metrics.
@@ -136,14 +136,8 @@ class Metrics:
         self.count, self.seconds = self.requests.add, self.seconds_buckets.observe
         self.queue, self.inference, self.batch = self.queue_buckets.observe, self.inference_buckets.observe, self.batch_buckets.observe
         self.nonfinite = self.nonfinite_answers.add
-        self._families = (
-            self.requests,
-            self.nonfinite_answers,
-            self.seconds_buckets,
-            self.queue_buckets,
-            self.inference_buckets,
-            self.batch_buckets,
-        )
+        buckets = (self.seconds_buckets, self.queue_buckets, self.inference_buckets, self.batch_buckets)
+        self._families = (self.requests, self.nonfinite_answers, *buckets)
         self.registry.register(self)
         Gauge("slipway_inflight_requests", "Requests taken and not answered.", registry=self.registry).set_function(inflight)
         self.load_seconds = Gauge("slipway_model_load_seconds", "Verify, load, warm up, reproduce golden outputs.", registry=self.registry)

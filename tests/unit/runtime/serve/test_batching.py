@@ -99,6 +99,7 @@ def test_answers_that_are_not_finite_are_counted_one_by_one():
     assert b'slipway_nonfinite_outputs_total{model="m",revision="r"} 2.0' in house.metrics.render()
 
 
+@pytest.mark.filterwarnings("ignore:overflow encountered in dot")
 @pytest.mark.parametrize(
     ("array", "want"),
     [
