@@ -228,8 +228,11 @@ def _measured(before: Mapping[str, Any], facts: Facts) -> Status:
 
     When no verdict is asked for, an evaluation is written down only if it changes one: a canary that waits for days is quiet.
     """
-    verdicts = facts.seen.verdicts
-    known: Status = {key: before[key] for key in ("metrics", "evaluations") if key in before and before["revision"] == facts.target}
+    if before.get("revision") != facts.target:
+        return {}  # a revision that has no row yet was not measured either
+    since = before.get("stepStartedAt") if before.get("weight") else None
+    verdicts = [v for v in facts.seen.verdicts if since is not None and v.at > datetime.fromisoformat(since)]
+    known: Status = {key: before[key] for key in ("metrics", "evaluations") if key in before}
     is_same = [(row["name"], row["verdict"]) for row in known.get("metrics", ())] == [(v.name, v.verdict) for v in verdicts]
     if not verdicts or (is_same and not facts.policy.needs_pass):
         return known

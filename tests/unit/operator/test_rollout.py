@@ -35,7 +35,7 @@ class WholePasses(World):
             for address in decision.delete:
                 self.objects.pop((address.kind, address.name), None)
             self.writes += len(decision.apply) + len(decision.delete)
-            self.events += decision.events
+            self.tell(decision)
         return super().step(kind, name)
 
 

@@ -45,6 +45,7 @@ class World:
         self.foreign: tuple[dict[str, Any], ...] = ()
         self.verdicts: tuple[MetricVerdict, ...] = ()
         self.events: list[Any] = []
+        self.notices: dict[Any, Any] = {}
         self.writes = 0
         for resource in resources:
             self.put(resource)
@@ -106,8 +107,14 @@ class World:
             STATUS[kind].model_validate(decision.status)  # what the CRD does not know would be lost
             self.writes += 1
             self.objects[(kind, name)]["status"] = copy.deepcopy(dict(decision.status))
-        self.events += decision.events
+        self.tell(decision)
         return decision
+
+    def tell(self, decision: Decision) -> None:
+        """Take in what is told to people, once, as the worker does."""
+        self.events += decision.events
+        for notice in decision.notifications:
+            self.notices.setdefault((notice.moment, notice.revision, notice.step), notice)
 
     def settle(self, rounds: int = 10) -> None:
         """Step every resource until nothing changes."""
