@@ -31,7 +31,7 @@ KEYWORDS = (
     "maxProperties", "nullable", "x-kubernetes-int-or-string", "x-kubernetes-preserve-unknown-fields", "x-kubernetes-list-type",
     "x-kubernetes-list-map-keys", "required", "properties", "additionalProperties", "items", "x-kubernetes-validations",
 )  # fmt: skip
-ONE_LINE = 1500  # characters of a part that is written in one line
+ONE_LINE = 2500  # characters of a part that is written in one line
 READY = '.status.conditions[?(@.type=="Ready")]'
 
 

@@ -83,6 +83,8 @@ ROLLOUTS = [
     ("a duration without a unit", {"steps": [{"weight": 10, "duration": "60"}]}, "a duration is from 1s to 24h"),
     ("BlueGreen with a share", {"strategy": "BlueGreen", "steps": [TEN]}, "BlueGreen has one step at most, of weight 100"),
     ("Recreate with steps", {"strategy": "Recreate", "steps": [ALL]}, "Recreate has no steps"),
+    ("an analysis without steps", {"strategy": "BlueGreen", "analysis": {}}, "analysis judges steps; add steps"),
+    ("a metric without a limit", {"steps": [TEN], "analysis": {"metrics": [{"name": "error-rate"}]}}, "set a limit"),
     ("an unknown strategy", {"strategy": "Shadow"}, "Unsupported value"),
     ("an unknown onFailure", {"steps": [TEN], "onFailure": "Ignore"}, "Unsupported value"),
 ]
@@ -95,9 +97,9 @@ INSIDE = "this must be a path inside the model folder, without a leading / and w
 TARGETS = "an ONNX source is served as it is, or in another precision; its targets are None and ONNX"
 PRECISIONS = "this target is not built in this precision; ONNX: Float32, Float16, Int8Dynamic, Int8Static; ExportedProgram and AOTInductor"
 DECIMAL = 'this must be a decimal number, not negative, written as a string; for example "1e-3" or "0.001"'
-DURATION = "a duration is from 1s to 24h, in whole h, m and s, in this order; for example 10m, 90s or 1h30m"
+DURATION = "a duration is from 1s to 24h, in h, m and s; for example 10m, 90s or 1h30m"
 QUANTITY = "this must be a quantity, not negative; for example 500m, 2 or 4Gi"
-SECRET = "the name of an object has lower-case letters, digits, '-' and '.'; for example my-secret"
+SECRET = "an object's name has lower-case letters, digits, '-' and '.'; for example my-secret"
 IMAGE_RULE = "an image is host/repository:tag or host/repository@sha256:…, without a scheme and without spaces"
 PATH = "an HTTP path starts with / and has no query; for example /v2/health/ready"
 ENV_NAME = "the name of a variable has letters, digits, '_', '-' and '.', and does not start with a digit"
@@ -309,7 +311,7 @@ INVALID: list[tuple[str, Spec, str]] = [
     (
         "request over limit",
         serving(resources={"requests": {"memory": "2Gi"}, "limits": {"memory": "1Gi"}}),
-        "a request is larger than the limit of the same resource; raise the limit or lower the request",
+        "a request is larger than its limit; raise the limit or lower the request",
     ),
     ("negative replicas", serving(replicas=-1), "spec.serving.replicas in body should be greater than or equal to 0"),
     ("bad runtime name", serving(runtime="My Runtime"), SECRET),

@@ -58,9 +58,12 @@ def pod_specs(objects: list[Manifest]) -> dict[str, Manifest]:
     return {o["metadata"]["name"]: o["spec"]["template"]["spec"] for o in workloads}
 
 
-def environment(objects: list[Manifest]) -> dict[str, str]:
-    """The operator's environment."""
-    return {entry["name"]: entry["value"] for entry in pod_specs(objects)["slipway-operator"]["containers"][0]["env"]}
+def environment(objects: list[Manifest]) -> dict[str, Any]:
+    """The operator's environment; of what comes from a Secret, where it comes from."""
+    return {
+        entry["name"]: entry["value"] if "value" in entry else entry["valueFrom"]
+        for entry in pod_specs(objects)["slipway-operator"]["containers"][0]["env"]
+    }
 
 
 def granted(role: Manifest) -> dict[str, set[str]]:

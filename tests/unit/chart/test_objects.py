@@ -176,6 +176,20 @@ def test_settings_reach_the_operator_as_they_are() -> None:
     assert found["SLIPWAY_LOG_FORMAT"] == "text"
 
 
+def test_where_canaries_are_measured_and_who_is_told(default: list[Manifest]) -> None:
+    assert not {"SLIPWAY_PROMETHEUS_ADDRESS", "SLIPWAY_WEBHOOK_URL"} & set(environment(default))
+    address = "http://prometheus.monitoring:9090"
+    found = environment(
+        render({"prometheus": {"address": address, "builtIn": True}, "notifications": {"webhookSecret": "rollout-webhook"}})
+    )
+    assert found["SLIPWAY_WEBHOOK_URL"] == {"secretKeyRef": {"name": "rollout-webhook", "key": "url"}}
+    assert found["SLIPWAY_WEBHOOK_SECRET"] == {"secretKeyRef": {"name": "rollout-webhook", "key": "secret"}}
+    values = {"prometheus_address": found["SLIPWAY_PROMETHEUS_ADDRESS"], "analysis_source": found["SLIPWAY_ANALYSIS_SOURCE"]}
+    assert Settings.model_validate(values).prometheus_address == address
+    with pytest.raises(ValueError, match="SLIPWAY_PROMETHEUS_ADDRESS is needed"):
+        Settings.model_validate({"analysis_source": "Prometheus"})
+
+
 def test_an_external_registry() -> None:
     registry = {"embedded": {"enabled": False}, "url": "registry.example:5000/models", "plainHTTP": True, "credentialsSecret": "push"}
     objects = render({"artifactRegistry": registry})

@@ -36,6 +36,9 @@ REFUSED: dict[str, tuple[Manifest, str]] = {
     "budget of nothing": ({"operator": {"podDisruptionBudget": {"maxUnavailable": 0}}}, "maxUnavailable"),
     "node selector as a list": ({"operator": {"nodeSelector": ["a"]}}, "nodeSelector"),
     "label that is a number": ({"operator": {"podLabels": {"a": 1}}}, "podLabels"),
+    "prometheus without a scheme": ({"prometheus": {"address": "prometheus:9090"}}, "address"),
+    "built-in metrics from nowhere": ({"prometheus": {"builtIn": True}}, "prometheus.address is needed"),
+    "webhook as an address": ({"notifications": {"webhookSecret": "https://hooks.example.com"}}, "webhookSecret"),
     "no registry at all": ({"artifactRegistry": {"embedded": {"enabled": False}}}, "artifactRegistry.url is needed"),
 }
 

@@ -17,7 +17,6 @@ BUILT_IN = ("error-rate", "latency-p50", "latency-p95", "latency-p99", "throughp
 MAX_ANALYSIS_HISTORY = 10
 
 _DECIMAL = r"[0-9]+(?:\.[0-9]+)?(?:[eE][-+]?[0-9]{1,2})?"
-_LATENCY = r"[0-9]+(?:\.[0-9]+)?(?:us|ms|s)"
 _SECONDS = {"us": Decimal("1e-6"), "ms": Decimal("1e-3"), "s": Decimal(1)}
 _BUILT_IN = "error-rate|latency-p(?:50|95|99)|throughput|nan-rate"
 
@@ -38,8 +37,8 @@ Limit = Annotated[
     str,
     Field(min_length=1, max_length=32),
     matches(
-        rf"(?:{_DECIMAL}|{_LATENCY})",
-        'a limit is a decimal number as a string, not negative; a latency has a unit; for example "0.01", 250ms',
+        r"[0-9]+(?:\.[0-9]+)?(?:[eE][-+]?[0-9]{1,2}|[um]?s)?",
+        'a limit is a decimal number in quotes, not negative, or a latency; for example "0.01", 250ms',
     ),
 ]
 
@@ -67,7 +66,7 @@ class AnalysisMetric(ApiModel):
     rules = (
         Rule(
             f"self.name.matches('^(?:{_BUILT_IN})$') != has(self.query)",
-            f"a built-in metric ({', '.join(BUILT_IN)}) takes no query, and every other name needs one; add or remove query",
+            "a built-in metric takes no query, every other name needs one; add or remove query",
             lambda metric: (metric.name in BUILT_IN) != (metric.query is not None),
         ),
         Rule(
@@ -93,7 +92,7 @@ class AnalysisMetric(ApiModel):
         str,
         Field(min_length=1, max_length=63),
         matches(r"[a-z](?:[-a-z0-9]*[a-z0-9])?", "the name of a metric has lower-case letters, digits and '-'; for example drift"),
-    ] = Field(description="error-rate, latency-p50, latency-p95, latency-p99, throughput, nan-rate, or a name of yours with a query.")
+    ] = Field(description="error-rate, latency-p50, latency-p95, latency-p99, throughput, nan-rate, or your own with a query.")
     maximum: Limit | None = Field(
         default=None, description='The largest good value; a latency with its unit. Example: "0.01". Default: none.'
     )
@@ -105,7 +104,7 @@ class AnalysisMetric(ApiModel):
     )
     query: Annotated[str, Field(min_length=1, max_length=2048)] | None = Field(
         default=None,
-        description="PromQL that gives one number; {{revision}}, {{namespace}}, {{name}} and {{window}} are replaced. Default: none.",
+        description="PromQL for one number; {{revision}}, {{namespace}}, {{name}} and {{window}} are replaced. Default: none.",
     )
 
 
@@ -116,9 +115,7 @@ class Analysis(ApiModel):
     """How a canary is judged, and how often."""
 
     interval: Duration = Field(default="15s", description="How often it is judged. Example: 30s. Default: 15s.")
-    minimum_requests: int = Field(
-        default=100, ge=1, le=1_000_000, description="Fewer requests than this in a step are neither Pass nor Fail. Default: 100."
-    )
+    minimum_requests: int = Field(default=100, ge=1, le=1_000_000, description="With fewer in a step there is no verdict. Default: 100.")
     on_insufficient_traffic: Literal["Wait", "Promote"] = Field(
         default="Wait", description="When a step's time is over and nothing but traffic is lacking: Wait or Promote. Default: Wait."
     )
@@ -131,12 +128,12 @@ class MetricStatus(StatusModel):
     """One metric at the last evaluation. Numbers are strings; latencies carry their unit."""
 
     name: str = Field(description="Name of the metric.")
-    verdict: Verdict = Field(description="Pass, Fail or Inconclusive.")
+    verdict: Verdict = Field(description="The verdict.")
     value: str | None = Field(default=None, description="Of the canary.")
-    baseline: str | None = Field(default=None, description="Of the stable revision over the same window.")
+    baseline: str | None = Field(default=None, description="Of stable, over the same window.")
     low: str | None = Field(default=None, description="Lower bound of the value.")
     high: str | None = Field(default=None, description="Upper bound of the value.")
-    samples: int = Field(default=0, description="Requests, or points of a query, that it rests on.")
+    samples: int = Field(default=0, description="Requests, or points of a query.")
     message: str = Field(default="", description="Why.")
 
 
@@ -144,5 +141,5 @@ class AnalysisRecord(StatusModel):
     """One evaluation, in short."""
 
     at: str = Field(json_schema_extra={"format": "date-time"}, description="When, UTC.")
-    verdict: Verdict = Field(description="Fail if a metric failed, Pass if all passed, else Inconclusive.")
+    verdict: Verdict = Field(description="Fail if one failed, Pass if all passed.")
     message: str = Field(default="", description="What did not pass, and why.")

@@ -67,14 +67,14 @@ def _is_quantity(value: int | str) -> bool:
 ObjectName = Annotated[
     str,
     Field(max_length=253),
-    matches(_SUBDOMAIN, "the name of an object has lower-case letters, digits, '-' and '.'; for example my-secret"),
+    matches(_SUBDOMAIN, "an object's name has lower-case letters, digits, '-' and '.'; for example my-secret"),
 ]
 Duration = Annotated[
     str,
     Field(min_length=2, max_length=20),
     Rule(
         f"self.matches('^{_DURATION}$') && duration(self) >= duration('1s') && duration(self) <= duration('24h')",
-        "a duration is from 1s to 24h, in whole h, m and s, in this order; for example 10m, 90s or 1h30m",
+        "a duration is from 1s to 24h, in h, m and s; for example 10m, 90s or 1h30m",
         lambda text: re.fullmatch(_DURATION, text) is not None and 1 <= parse_duration(text) <= 86400,
     ),
 ]
@@ -133,18 +133,18 @@ class ResourceRequirements(ApiModel):
             "!has(self.requests) || !has(self.limits) || self.requests.all(k, !(k in self.limits) || "
             "!isQuantity(string(self.requests[k])) || !isQuantity(string(self.limits[k])) || "
             "!quantity(string(self.requests[k])).isGreaterThan(quantity(string(self.limits[k]))))",
-            "a request is larger than the limit of the same resource; raise the limit or lower the request",
+            "a request is larger than its limit; raise the limit or lower the request",
             _requests_fit,
         ),
     )
 
     requests: Quantities | None = Field(
         default=None,
-        description="What the scheduler reserves. Quantities, for example {cpu: 500m, memory: 512Mi}. Default: none.",
+        description="What is reserved. Example: {cpu: 500m, memory: 512Mi}. Default: none.",
     )
     limits: Quantities | None = Field(
         default=None,
-        description="What the container may use at most. Quantities, for example {memory: 2Gi}. Default: no limit.",
+        description="What may be used at most. Example: {memory: 2Gi}. Default: no limit.",
     )
 
 
@@ -219,7 +219,7 @@ class Toleration(ApiModel):
     """A taint of nodes that the pods tolerate."""
 
     key: str | None = Field(
-        default=None, max_length=317, description="Key of the taint; absent with operator Exists: every taint. Example: nvidia.com/gpu."
+        default=None, max_length=317, description="Key of the taint. Example: nvidia.com/gpu. Default: every taint, with operator Exists."
     )
     operator: Literal["Exists", "Equal"] | None = Field(
         default=None, description="Exists ignores the value, Equal compares it. Default: Equal."
@@ -231,17 +231,17 @@ class Toleration(ApiModel):
     toleration_seconds: int | None = Field(
         default=None,
         json_schema_extra=INT64,
-        description="Seconds that a pod stays after a NoExecute taint appears. Default: for ever.",
+        description="How long a pod stays after a NoExecute taint appears. Default: for ever.",
     )
 
 
 class ConditionStatus(StatusModel):
     """A condition, as in every Kubernetes API."""
 
-    type: str = Field(description="What is said to be true or not. Example: Ready.")
+    type: str = Field(description="For example Ready.")
     status: Literal["True", "False", "Unknown"] = Field(description="True, False or Unknown.")
-    reason: str = Field(description="Why, as one word out of a closed list (docs/reference/reasons.md). Example: ParityFailed.")
-    message: str = Field(default="", description="Why, as a sentence, and what to do next. At most 1,024 characters.")
+    reason: str = Field(description="Why, out of docs/reference/reasons.md. Example: ParityFailed.")
+    message: str = Field(default="", description="Why, and what to do next.")
     last_transition_time: str = Field(json_schema_extra={"format": "date-time"}, description="When status changed last.")
     observed_generation: int | None = Field(
         default=None, json_schema_extra=INT64, description="The metadata.generation that this is about."

@@ -107,15 +107,13 @@ class ModelDeploymentSpec(ApiModel):
 class RevisionStatus(StatusModel):
     """One revision that has pods."""
 
-    revision: str = Field(description="Name of the revision, and of its Deployment and Service. Example: digits-5d41402a.")
+    revision: str = Field(description="Its name, and that of its Deployment and Service. Example: digits-5d41402a.")
     artifact: str | None = Field(default=None, description="Name of its ModelArtifact.")
-    digest: str | None = Field(default=None, description="Digest of the converted model in the registry.")
+    digest: str | None = Field(default=None, description="Digest of the artifact.")
     format: ObservedFormat | None = Field(default=None, description="Format that is served.")
-    ready_replicas: int = Field(default=0, description="How many of its pods are ready. A count.")
-    weight: int = Field(default=0, description="Share of the requests that it should get, in percent.")
-    share: int | None = Field(
-        default=None, description="Share that it really gets, in percent: that of the route, or of the ready pods when there is none."
-    )
+    ready_replicas: int = Field(default=0, description="Pods that are ready.")
+    weight: int = Field(default=0, description="Percent of the requests that it should get.")
+    share: int | None = Field(default=None, description="Percent that it really gets, by the route or by the ready pods.")
     since: str | None = Field(default=None, json_schema_extra={"format": "date-time"}, description="When it took over.")
 
 
@@ -124,15 +122,14 @@ class CanaryStatus(RevisionStatus):
 
     phase: Literal["Preparing", "Progressing", "Paused", "Promoting", "RolledBack"] | None = Field(
         default=None,
-        description="Preparing (pods come up), Progressing (the step runs), Paused (waits for a promotion), Promoting (grows to full size) "
-        "or RolledBack.",
+        description="Paused waits for a promotion, Promoting grows to full size, RolledBack was given up.",
     )
-    step: int | None = Field(default=None, description="The step of spec.rollout.steps that it is in, counted from 1.")
+    step: int | None = Field(default=None, description="The step that it is in, from 1.")
     step_started_at: str | None = Field(
-        default=None, json_schema_extra={"format": "date-time"}, description="When it got its weight, or lost it for good, UTC."
+        default=None, json_schema_extra={"format": "date-time"}, description="When it got its weight, or lost it for good."
     )
-    reason: str | None = Field(default=None, description="Why it was given up or stopped. Example: AnalysisFailed.")
-    message: str | None = Field(default=None, description="The same as a sentence, with the measured values.")
+    reason: str | None = Field(default=None, description="Why it was given up or stopped.")
+    message: str | None = Field(default=None, description="The same, with measured values.")
     metrics: Annotated[tuple[MetricStatus, ...], Field(json_schema_extra=ATOMIC)] | None = Field(
         default=None, description="The last evaluation."
     )
@@ -144,24 +141,22 @@ class CanaryStatus(RevisionStatus):
 class HistoryEntry(StatusModel):
     """How an earlier revision ended."""
 
-    revision: str = Field(description="Name of the revision. Example: digits-5d41402a.")
-    digest: str | None = Field(default=None, description="Digest of the converted model that it served.")
+    revision: str = Field(description="Its name.")
+    digest: str | None = Field(default=None, description="Digest of its artifact.")
     outcome: Literal["Served", "Failed", "RolledBack", "Superseded"] = Field(
-        description="Served (it was stable), Failed (it never became ready), RolledBack (given up) or Superseded (a newer one came first)."
+        description="Served (was stable), Failed (never ready), RolledBack (given up) or Superseded (a newer one came first)."
     )
-    reason: str | None = Field(default=None, description="Why it ended. Example: RevisionSuperseded.")
+    reason: str | None = Field(default=None, description="Why it ended.")
     finished_at: str | None = Field(default=None, json_schema_extra={"format": "date-time"}, description="When it ended.")
 
 
 class DeploymentFailure(StatusModel):
     """The last thing that went wrong; kept after it is over."""
 
-    reason: str = Field(description="Why, out of the closed list in docs/reference/reasons.md. Example: ParityFailed.")
-    message: str = Field(default="", description="Why, as a sentence, and what to do next.")
-    exit_code: int | None = Field(
-        default=None, description="Exit code of the container that failed. Example: 40. Absent when no container failed."
-    )
-    revision: str | None = Field(default=None, description="The revision that failed. Example: digits-5d41402a.")
+    reason: str = Field(description="Why, out of docs/reference/reasons.md. Example: ParityFailed.")
+    message: str = Field(default="", description="Why, and what to do next.")
+    exit_code: int | None = Field(default=None, description="Exit code of the container that failed, if one did.")
+    revision: str | None = Field(default=None, description="The revision that failed.")
 
 
 class ObservedModel(StatusModel):
@@ -187,9 +182,7 @@ class ModelDeploymentStatus(StatusModel):
     replicas: int | None = Field(
         default=None, description="Pods of the stable revision, ready or not; for `kubectl scale` and autoscalers. A count."
     )
-    selector: str | None = Field(
-        default=None, description="Label selector of the pods, for autoscalers. Example: slipway.dev/deployment=digits."
-    )
+    selector: str | None = Field(default=None, description="Label selector of the pods, for autoscalers.")
     stable: RevisionStatus | None = Field(default=None, description="The revision that serves.")
     canary: CanaryStatus | None = Field(default=None, description="The revision that is coming up or was given up. Absent when none.")
     history: Annotated[tuple[HistoryEntry, ...], Field(json_schema_extra=ATOMIC)] = Field(

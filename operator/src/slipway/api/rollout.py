@@ -90,8 +90,8 @@ class Rollout(ApiModel):
     )
     keep_previous: Duration | None = Field(
         default=None,
-        description="How long the replaced revision keeps all its pods, so that going back needs no start and no registry; twice the pods "
-        "meanwhile, until the next rollout begins. Example: 30m. Default: until it has drained.",
+        description="How long the replaced revision keeps all its pods, so that going back takes no time; until the next rollout at most. "
+        "Example: 30m. Default: until it has drained.",
     )
 
 
