@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from slipway.decide import decide
+from slipway.verdict import MetricVerdict
 from unit.operator.world import CONFIG, World, model_deployment
 
 WRITES = 40  # more than the story below takes; the test says so if it is not
@@ -92,6 +93,27 @@ def canary_story(dies_after: int | None, routing: dict[str, Any], end: str) -> C
     return world
 
 
+def judged_story(dies_after: int | None, routing: dict[str, Any], verdict: Any) -> CrashingWorld:
+    """Create, and roll out by steps that need a Pass; the verdicts of each step are `verdict`, the memory of the operator goes with it."""
+    rollout = {"steps": [{"weight": 25, "duration": "1m"}], "analysis": {"interval": "15s"}}
+    world = CrashingWorld(model_deployment(serving={"replicas": 2}, rollout=rollout, routing=routing), dies_after=dies_after)
+    for uri in (None, "oci://reg:5000/digits:v2"):
+        if uri is not None:
+            resource = world.objects[("ModelDeployment", "digits")]
+            world.put({**resource, "spec": {**resource["spec"], "model": {"uri": uri}}})
+        for happens in (world.finish_jobs, world.run_pods):
+            world.settle()
+            happens()
+        world.settle()
+    for _ in range(4):
+        world.advance(61)
+        world.verdicts = (MetricVerdict("error-rate", verdict, world.now, "0.2", samples=500, message="0.2 of 500"),)
+        world.settle()
+        world.run_pods()
+        world.settle()
+    return world
+
+
 def end_state(world: World) -> dict[Any, Any]:
     """What exists, without times, versions and the pods that the tests made."""
     state = {}
@@ -110,6 +132,17 @@ def test_the_story_has_fewer_writes_than_the_test_tries() -> None:
 @pytest.mark.parametrize("write", range(1, WRITES))
 def test_killed_after_write(write: int) -> None:
     assert end_state(story(write)) == end_state(story(None))
+
+
+@pytest.mark.parametrize(("verdict", "phase"), [("Pass", None), ("Fail", "RolledBack"), ("Inconclusive", "Progressing")])
+@pytest.mark.parametrize("routing", [{}, {"gateway": {"name": "public"}}], ids=["replicas", "gateway"])
+def test_a_canary_that_is_measured_killed_after_each_write(routing: dict[str, Any], verdict: str, phase: str | None) -> None:
+    whole = judged_story(None, routing, verdict)
+    assert 15 < whole.writes < 60
+    status = whole.objects[("ModelDeployment", "digits")]["status"]
+    assert (status.get("canary") or {}).get("phase") == phase
+    for write in range(1, whole.writes + 1):
+        assert end_state(judged_story(write, routing, verdict)) == end_state(whole), f"killed after write {write}"
 
 
 @pytest.mark.parametrize("end", ["promote", "abort"])
