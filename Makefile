@@ -76,9 +76,9 @@ verify: generate ## Fails when a generated file is not what is checked in
 	@git diff --exit-code -- $(GENERATED)
 	@new=$$(git ls-files --others --exclude-standard -- $(GENERATED)); [ -z "$$new" ] || { echo "not checked in: $$new"; exit 1; }
 
-bench: setup ## The measurements in tests/bench
-	@hack/tools.sh kubernetes registry helm
-	$(V)/python -m pytest tests/bench --timeout=1800 -s $(PYTEST_ARGS)
+bench: setup libtorch ## The measurements in tests/bench, each beside its peer
+	@hack/tools.sh kubernetes
+	@for bench in tests/bench/*_bench.py; do echo "==> $$bench"; $(V)/python $$bench; done
 
 clean: ## Build products of this clone (the cluster and the cache stay)
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis dist out build/build-*.log

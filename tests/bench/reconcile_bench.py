@@ -1,9 +1,10 @@
-"""How fast the operator turns ModelDeployments whose artifacts exist into Deployments, on a bare API server.
+"""How fast the operator turns ModelDeployments whose artifacts exist into Deployments, beside a minimal kopf operator.
 
-    python tests/bench/reconcile_bench.py --kubeconfig FILE [--n 300]
+    python tests/bench/reconcile_bench.py [--n 300] [--rounds 3]
 
-The API server comes from hack/apiserver.sh; its audit log lies beside the kubeconfig. Prints one JSON object: rate, latency from the
-create request to the Deployment, requests per object (from the audit log), start-up time and memory of the operator.
+Each round starts a bare API server (hack/apiserver.sh) for each of the two in turn. Printed: one JSON object a run (rate, latency from the
+create request to the Deployment, requests an object from the audit log, CPU, start-up time and memory), and at the end the ratio of the
+rates with its spread. The yardstick (minimal_operator.py) makes three writes and knows neither artifacts nor revisions.
 """
 
 from __future__ import annotations
@@ -14,12 +15,14 @@ import json
 import os
 import socket
 import ssl
+import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +137,20 @@ async def spread(work: Any, count: int, writers: int) -> None:
 
 
 @asynccontextmanager
+async def minimal_operator(kubeconfig: Path, log: Path) -> AsyncIterator[subprocess.Popen[bytes]]:
+    """Run the yardstick until the block ends."""
+    command = [sys.executable, "-m", "kopf", "run", "--standalone", "-n", "default", str(ROOT / "tests/bench/minimal_operator.py")]
+    with log.open("wb") as out:
+        process = subprocess.Popen(command, env={**os.environ, "KUBECONFIG": str(kubeconfig)}, stdout=out, stderr=out)
+    try:
+        await asyncio.sleep(4)
+        yield process
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+@asynccontextmanager
 async def operator(api: Api, kubeconfig: Path, figures: dict[str, Any], log: Path) -> AsyncIterator[subprocess.Popen[bytes]]:
     """Run the operator until the block ends; wait until it leads and has seen everything."""
     metrics, health = free_port(), free_port()
@@ -185,7 +202,7 @@ def operator_requests(audit: Path, since: int) -> Counter[str]:
         for line in lines:
             event = json.loads(line)
             resource = event.get("objectRef") or {}
-            if event["userAgent"].startswith("slipway-operator") and resource.get("resource") != "leases":
+            if event["userAgent"].startswith(("slipway-operator", "minimal-operator", "kopf/")) and resource.get("resource") != "leases":
                 sub = f"/{resource['subresource']}" if resource.get("subresource") else ""
                 found[f"{event['verb']} {resource.get('resource')}{sub}"] += 1
     return found
@@ -202,12 +219,13 @@ async def settle(audit: Path, since: int, quiet: float = 4.0) -> Counter[str]:
     return before
 
 
-async def measure(kubeconfig: Path, count: int = 300, writers: int = 16, limit: float = 60.0) -> dict[str, Any]:
-    figures: dict[str, Any] = {"objects": count, "load_average": os.getloadavg()[0]}
+async def measure(kubeconfig: Path, name: str, count: int = 300, writers: int = 16, limit: float = 60.0) -> dict[str, Any]:
+    figures: dict[str, Any] = {"operator": name, "objects": count, "load_average": os.getloadavg()[0]}
     audit, log = kubeconfig.parent / "audit.log", kubeconfig.parent / "operator.log"
     async with Api(kubeconfig) as api:
-        await prepare(api, count)
-        async with operator(api, kubeconfig, figures, log) as process:
+        if name == "slipway":
+            await prepare(api, count)
+        async with operator(api, kubeconfig, figures, log) if name == "slipway" else minimal_operator(kubeconfig, log) as process:
             await settle(audit, audit.stat().st_size, 3.0)
             seen: dict[str, float] = {}
             sent: dict[str, float] = {}
@@ -240,13 +258,41 @@ async def measure(kubeconfig: Path, count: int = 300, writers: int = 16, limit: 
     return figures
 
 
+@contextmanager
+def apiserver() -> Iterator[Path]:
+    """Run an API server with our CRDs until the block ends."""
+    with tempfile.TemporaryDirectory() as folder:
+        script, kubectl = str(ROOT / "hack/apiserver.sh"), str(ROOT / "build/bin/kubectl")
+        try:
+            subprocess.run([script, "up", folder], check=True, stdout=subprocess.DEVNULL)
+            kubeconfig = Path(folder) / "kubeconfig"
+            for arguments in (
+                ("apply", "--server-side", "-f", str(ROOT / "crds")),
+                ("wait", "--for=condition=established", "crd", "--all"),
+            ):
+                subprocess.run([kubectl, "--kubeconfig", str(kubeconfig), *arguments], check=True, stdout=subprocess.DEVNULL)
+            yield kubeconfig
+        finally:
+            subprocess.run([script, "down", folder], check=False)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--kubeconfig", type=Path, required=True)
     parser.add_argument("--n", type=int, default=300)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--writers", type=int, default=16)
     arguments = parser.parse_args()
-    print(json.dumps(asyncio.run(measure(arguments.kubeconfig, arguments.n, arguments.writers)), indent=1))
+    ratios = []
+    for number in range(arguments.rounds):
+        rates = {}
+        for name in ("minimal", "slipway") if number % 2 == 0 else ("slipway", "minimal"):
+            with apiserver() as kubeconfig:
+                figures = asyncio.run(measure(kubeconfig, name, arguments.n, arguments.writers))
+            print(json.dumps(figures), flush=True)
+            rates[name] = figures["objects_per_second"]
+        ratios.append(rates["slipway"] / rates["minimal"])
+    spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
+    print(f"slipway / minimal operator, Deployments per second: {statistics.median(ratios):.2f} ({spread}, {len(ratios)} rounds)")
 
 
 if __name__ == "__main__":
