@@ -1,0 +1,129 @@
+"""Canaries on a real cluster, under load: a good one walks its steps without a lost request, one that answers NaN goes back by itself."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from e2e.kit import MODEL, WEIGHT, Namespace, mdep, model_folder, until, weights
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+INTERVAL = 5
+LIMITS = [{"name": "error-rate", "maximum": "0.01"}, {"name": "nan-rate", "maximum": "0.01"}]
+ROLLOUT = {
+    "steps": [{"weight": weight, "duration": "15s"} for weight in (20, 50, 100)],
+    "analysis": {"interval": f"{INTERVAL}s", "metrics": LIMITS},
+}
+# NaN where the first feature is above 100: never in the random inputs of the parity gate, in a fifth of those of the load
+NAN_MODEL = MODEL.replace("from torch import nn", "import torch\nfrom torch import nn").replace(
+    "return self.fc(x)", "return self.fc(x) + torch.sqrt(100 - x[:, :1]) * 1e-9"
+)
+# 8 threads; a connection is used for 20 requests only, because a Service balances connections; every fifth input is the odd one
+LOAD = """
+import http.client, json, signal, sys, threading, time
+name = sys.argv[1]
+bodies = [json.dumps({"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [first, 2, 3, 4]}]}) for first in (1, 1, 1, 1, 200)]
+lock, stopped = threading.Lock(), threading.Event()
+count, errors = {"sent": 0, "failed": 0, "nan": 0}, []
+signal.signal(signal.SIGTERM, lambda *_: stopped.set())
+
+def work():
+    number, connection = 0, None
+    while not stopped.is_set():
+        number, error, is_nan = number + 1, None, False
+        try:
+            connection = connection or http.client.HTTPConnection(name, 80, timeout=20)
+            connection.request("POST", f"/v2/models/{name}/infer", bodies[number % 5], {"Content-Type": "application/json"})
+            reply = connection.getresponse()
+            data = reply.read()
+            if reply.status == 200:
+                is_nan = not isinstance(json.loads(data)["outputs"][0]["data"][0], float)
+            else:
+                error = f"{reply.status} {data[:200]!r}"
+            if reply.will_close or number % 20 == 0:
+                connection.close()
+                connection = None
+        except Exception as caught:
+            error, connection = repr(caught), None
+        with lock:
+            count["sent"] += 1
+            count["failed"] += error is not None
+            count["nan"] += is_nan
+            if error:
+                errors.append(error)
+        time.sleep(0.02)
+
+threads = [threading.Thread(target=work) for _ in range(8)]
+[t.start() for t in threads]
+while any(t.is_alive() for t in threads):
+    time.sleep(0.2)
+print(json.dumps(count | {"errors": errors[:20]}))
+"""
+
+
+def wish(version: str) -> dict[str, Any]:
+    return mdep("tiny", f"configmap://{version}", serving={"replicas": 2}, more={"rollout": ROLLOUT})
+
+
+def test_a_good_canary_is_promoted_and_one_that_answers_nan_goes_back(namespace: Namespace) -> None:
+    folders = model_folder("v1"), model_folder("v2", weights_safetensors=weights(WEIGHT * 2)), model_folder("v3", code=NAN_MODEL)
+    namespace.apply(*folders, wish("v1"))
+    first = namespace.wait_ready("tiny")["status"]["stable"]["revision"]
+    namespace.run_pod("load", LOAD, "tiny")
+    until(lambda: namespace.phase("load") == "Running", 60, lambda: namespace.kubectl("describe", "pod", "load"))
+    _good(namespace, first)
+    _bad(namespace)
+    result = namespace.end_load("load")
+    print(json.dumps(result))
+    assert result["failed"] == 0, result
+    assert result["sent"] > 2000
+    assert 0 < result["nan"] < result["sent"] / 20, "the canary had a share of the requests, and not for long"
+
+
+def _good(space: Namespace, first: str) -> None:
+    """v2 walks through all steps, each with a verdict of its own."""
+    space.apply(wish("v2"))
+    weights_seen: list[int] = []
+
+    def is_over() -> bool:
+        status = space.get("mdep", "tiny")["status"]
+        weight = (status.get("canary") or {}).get("weight", 0)
+        if weight and weight not in weights_seen:
+            weights_seen.append(weight)
+        return bool(status["stable"]["revision"] != first)
+
+    until(is_over, 300, lambda: space.explain("tiny"))
+    assert weights_seen == [20, 50, 100]
+    space.wait_ready("tiny", timeout=60)
+
+
+def _bad(space: Namespace) -> None:
+    """v3 passes the parity gate, answers NaN to a fifth of the requests, and is given up; nothing of stable moves."""
+    stable = space.get("mdep", "tiny")["status"]["stable"]["revision"]
+    before = _pods(space, stable)
+    space.apply(wish("v3"))
+
+    def given_up() -> Any:
+        row = space.get("mdep", "tiny")["status"].get("canary") or {}
+        return row if row.get("phase") == "RolledBack" else None
+
+    row = until(given_up, 300, lambda: space.explain("tiny"))
+    print(json.dumps({key: row[key] for key in ("reason", "message", "metrics", "evaluations")}))
+    assert row["reason"] == "AnalysisFailed"
+    assert "at 20 % of the traffic: nan-rate: " in row["message"]
+    assert len(row["evaluations"]) <= 3
+    rate = next(m for m in row["metrics"] if m["name"] == "nan-rate")
+    assert rate["verdict"] == "Fail"
+    assert 0.1 < float(rate["value"]) < 0.3
+    assert space.get("mdep", "tiny")["status"]["stable"]["revision"] == stable
+    assert _pods(space, stable) == before
+    space.wait_event("tiny", "AnalysisFailed")
+
+
+def _pods(space: Namespace, revision: str) -> dict[str, int]:
+    """Restarts of the pods of a revision."""
+    pods = space.items("pods", "-l", f"slipway.dev/revision={revision}")
+    return {p["metadata"]["uid"]: sum(c["restartCount"] for c in p["status"]["containerStatuses"]) for p in pods}
