@@ -25,7 +25,8 @@ NAN_MODEL = MODEL.replace("from torch import nn", "import torch\nfrom torch impo
 LOAD = """
 import http.client, json, signal, sys, threading, time
 name = sys.argv[1]
-bodies = [json.dumps({"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [first, 2, 3, 4]}]}) for first in (1, 1, 1, 1, 200)]
+rows = [[first, 2, 3, 4] for first in (1, 1, 1, 1, 200)]
+bodies = [json.dumps({"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 4], "data": row}]}) for row in rows]
 lock, stopped = threading.Lock(), threading.Event()
 count, errors = {"sent": 0, "failed": 0, "nan": 0}, []
 signal.signal(signal.SIGTERM, lambda *_: stopped.set())
