@@ -103,9 +103,9 @@ def test_the_commands_do_what_the_readme_says(clone: Path) -> None:
     assert shown.split() == table.splitlines()[0].split(), "the README shows other columns than kubectl prints"
 
 
-def test_the_shortest_resource_is_accepted(shared: Namespace) -> None:
-    (manifest,) = blocks("yaml")
-    answer = shared.kubectl("create", "--dry-run=server", "--validate=strict", "-f", "-", stdin=manifest.replace("digits}", "shortest}"))
+@pytest.mark.parametrize("manifest", blocks("yaml"), ids=["the shortest", "a long one"])
+def test_the_resources_are_accepted(shared: Namespace, manifest: str) -> None:
+    answer = shared.kubectl("create", "--dry-run=server", "--validate=strict", "-f", "-", stdin=manifest.replace("digits}", "readme}"))
     assert "created (server dry run)" in answer
 
 
