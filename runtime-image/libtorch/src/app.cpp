@@ -150,7 +150,7 @@ void App::finish(Response&& response, Clock::time_point from, const Responder& r
 // A model whose time depends on its input's values would block the loop; the first such call is the last one here.
 Result App::run_inline(const std::vector<Tensor>& inputs) {
   const auto from = Clock::now();
-  Result result = lanes_.run_here(inputs);
+  Result result = lanes_.noted(lanes_.run_here(inputs));
   if (Clock::now() - from > kLongInline && inline_.exchange(false)) log_line("WARNING", "a call on the event loop took more than 50 ms: all calls go to lanes from now on");
   return result;
 }

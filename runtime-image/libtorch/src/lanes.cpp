@@ -147,7 +147,7 @@ void Lanes::process(std::vector<Job>& batch) {
     Job& job = *wanted[0];
     Result alone = guarded([&](const std::vector<Tensor>& inputs) { return measured(job.prepare ? job.prepare() : inputs); }, job.inputs);
     leave(batch);
-    return job.done(std::move(alone));
+    return job.done(noted(std::move(alone)));
   }
   std::vector<Tensor> together;
   for (size_t i = 0; i < wanted[0]->inputs.size(); ++i) {
@@ -160,7 +160,7 @@ void Lanes::process(std::vector<Job>& batch) {
   if (const auto* error = std::get_if<HttpError>(&result)) {
     // One request's values may be what the model cannot bear; the others must not pay for it.
     if (error->status == 500)
-      for (Job* job : wanted) job->done(run_here(job->inputs));
+      for (Job* job : wanted) job->done(noted(run_here(job->inputs)));
     else
       for (Job* job : wanted) job->done(*error);
     return;
@@ -172,8 +172,14 @@ void Lanes::process(std::vector<Job>& batch) {
     std::vector<Tensor> own;
     for (const Tensor& output : outputs) own.push_back(rows_of(output, at, rows));
     at += rows;
-    job->done(std::move(own));
+    job->done(noted(std::move(own)));
   }
+}
+
+Result Lanes::noted(Result answer) {
+  if (const auto* outputs = std::get_if<std::vector<Tensor>>(&answer))
+    if (std::any_of(outputs->begin(), outputs->end(), has_nonfinite)) metrics_.nonfinite.fetch_add(1, std::memory_order_relaxed);
+  return answer;
 }
 
 // Before the answers go out: a client that asks again at once must not find its old request still counted.

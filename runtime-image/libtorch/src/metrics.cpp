@@ -111,6 +111,8 @@ std::string Metrics::render() const {
   for (size_t code = 0; code < codes_.size(); ++code)
     if (const uint64_t n = codes_[code].load(std::memory_order_relaxed))
       sample(out, "slipway_requests_total", label("code", std::to_string(code)) + "," + labels, static_cast<double>(n));
+  head(out, "slipway_nonfinite_outputs_total", "Answers whose outputs have NaN or infinite values.", "counter");
+  sample(out, "slipway_nonfinite_outputs_total", labels, static_cast<double>(nonfinite.load(std::memory_order_relaxed)));
   head(out, "slipway_request_duration_seconds", "Request read to answer written.", "histogram");
   seconds.render(out, "slipway_request_duration_seconds", labels);
   head(out, "slipway_queue_duration_seconds", "Waiting for a worker lane.", "histogram");

@@ -34,6 +34,7 @@ class Metrics {
 
   Histogram seconds, queue, inference, batch;
   std::atomic<int64_t> inflight{0};
+  std::atomic<uint64_t> nonfinite{0};  // answers, not elements
 
  private:
   std::string model_, revision_;

@@ -47,6 +47,28 @@ const DTypeInfo& info(DType dtype) { return kTypes[static_cast<size_t>(dtype)]; 
 std::optional<DType> dtype_named(std::string_view name) { return find(&DTypeInfo::name, name); }
 std::optional<DType> dtype_of_wire(std::string_view wire) { return find(&DTypeInfo::wire, wire); }
 
+namespace {
+
+template <typename Bits>
+bool any_with(const Tensor& tensor, Bits exponent) {
+  const Bits* bits = tensor.as<Bits>();
+  bool found = false;
+  for (size_t i = 0; i < tensor.count(); ++i) found |= (bits[i] & exponent) == exponent;  // no early end: it is vectorised
+  return found;
+}
+
+}  // namespace
+
+bool has_nonfinite(const Tensor& tensor) {
+  switch (tensor.dtype) {
+    case DType::Float16: return any_with<uint16_t>(tensor, 0x7c00);
+    case DType::BFloat16: return any_with<uint16_t>(tensor, 0x7f80);
+    case DType::Float32: return any_with<uint32_t>(tensor, 0x7f800000);
+    case DType::Float64: return any_with<uint64_t>(tensor, 0x7ff0000000000000);
+    default: return false;
+  }
+}
+
 std::shared_ptr<std::byte> allocate(size_t bytes) {
   const size_t rounded = (std::max<size_t>(bytes, 1) + kAlignment - 1) / kAlignment * kAlignment;
   auto* memory = static_cast<std::byte*>(std::aligned_alloc(kAlignment, rounded));

@@ -56,6 +56,9 @@ struct Tensor {
   }
 };
 
+// Whether a float tensor has NaN or infinite values: those whose exponent bits are all set.
+bool has_nonfinite(const Tensor& tensor);
+
 // An owned, uninitialised buffer, aligned for vector loads.
 std::shared_ptr<std::byte> allocate(size_t bytes);
 

@@ -62,6 +62,15 @@ def test_infer_equals_numpy_and_metrics_count_it(start):
         assert name in text
 
 
+def test_answers_that_are_not_finite_are_counted(start):
+    server = start(mlp_draft()).wait_ready()
+    name = 'slipway_nonfinite_outputs_total{model="m",revision="m-1"}'
+    assert f"{name} 0.0" in server.get("/metrics").body.decode()
+    for row in ([1.0] * 64, [None] * 64, [3e38] * 64):  # null is NaN
+        assert server.infer("m", [row]).status == 200
+    assert f"{name} 2.0" in server.get("/metrics").body.decode()
+
+
 def test_metrics_have_the_names_types_and_buckets_of_the_python_server(start):
     from prometheus_client.parser import text_string_to_metric_families  # noqa: PLC0415
 
