@@ -109,7 +109,8 @@ def receiver() -> Iterator[Receiver]:
 def port(apiserver: ApiServer) -> Iterator[int]:
     """The port of the model servers; pods differ by address only, so that one ServingRuntime fits all."""
     number = int(free_port())
-    spec = {**IMAGE, "port": number}
+    # other tests of the session leave runtimes behind that claim the format as well
+    spec = {**IMAGE, "port": number, "formats": [{"name": "ONNX", "priority": 100}]}
     apiserver.apply({"apiVersion": "slipway.dev/v1alpha1", "kind": "ServingRuntime", "metadata": {"name": "slipway"}, "spec": spec})
     yield number
     apiserver.apply({"apiVersion": "slipway.dev/v1alpha1", "kind": "ServingRuntime", "metadata": {"name": "slipway"}, "spec": IMAGE})
