@@ -27,7 +27,7 @@ EXPECTED = {
     "slipway push ": r"sha256:[0-9a-f]{64}",
     "kubectl apply ": r"modeldeployment\.slipway\.dev/digits (created|configured|unchanged)",
     "kubectl wait ": r"modeldeployment\.slipway\.dev/digits condition met",
-    "kubectl get mdep": r"(?m)^digits +True +Ready +digits-[0-9a-f]{8} +ONNX +\S+$",
+    "kubectl get mdep": r"(?m)^digits +True +digits-[0-9a-f]{8} +ONNX +\S+$",
     "slipway status ": r"digits is Ready: revision digits-[0-9a-f]{8} serves with 2 replicas",
     "slipway predict ": r"nine \(class 9\) +\d+\.\d %  revision digits-[0-9a-f]{8}",
     "slipway plan ": r"digits",
