@@ -109,8 +109,7 @@ def receiver() -> Iterator[Receiver]:
 def port(apiserver: ApiServer) -> Iterator[int]:
     """The port of the model servers; pods differ by address only, so that one ServingRuntime fits all."""
     number = int(free_port())
-    # other tests of the session leave runtimes behind that claim the format as well
-    spec = {**IMAGE, "port": number, "formats": [{"name": "ONNX", "priority": 100}]}
+    spec = {**IMAGE, "port": number}
     apiserver.apply({"apiVersion": "slipway.dev/v1alpha1", "kind": "ServingRuntime", "metadata": {"name": "slipway"}, "spec": spec})
     yield number
     apiserver.apply({"apiVersion": "slipway.dev/v1alpha1", "kind": "ServingRuntime", "metadata": {"name": "slipway"}, "spec": IMAGE})
