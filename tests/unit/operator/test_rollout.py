@@ -328,11 +328,7 @@ def test_a_crash_at_some_weight_rolls_back_also_when_the_pod_is_ready_again(make
 def test_who_crashes_until_the_deadline_is_given_up_unless_it_is_not_to_blame(make: Any, code: int, given_up: bool) -> None:
     world = make(**CANARY)
     first = stable(world)
-    wish(world, model=V2)
-    world.settle()
-    world.finish_jobs()
-    world.settle()
-    (second,) = world.names("Deployment") - {first}
+    second = convert_second(world, first)
     reason = {62: "ModelLoadFailed", 50: "RegistryUnavailable"}[code]
     ended = {"exitCode": code, "message": json.dumps({"reason": reason, "message": "no"})}
     container = {"name": "server", "ready": False, "state": {"waiting": {"reason": "CrashLoopBackOff"}}, "lastState": {"terminated": ended}}
@@ -345,6 +341,16 @@ def test_who_crashes_until_the_deadline_is_given_up_unless_it_is_not_to_blame(ma
     assert (status(world)["canary"]["phase"], ready_reason(world, *KEY)) == ("RolledBack" if given_up else "Preparing", reason)
 
 
+def convert_second(world: World, first: str) -> str:
+    """Wish for the second model and convert it; return its revision, whose pods are still to come up."""
+    wish(world, model=V2)
+    world.settle()
+    world.finish_jobs()
+    world.settle()
+    (second,) = world.names("Deployment") - {first}
+    return second
+
+
 def never_ready(world: World, revision: str) -> None:
     failed = {"type": "Progressing", "status": "False", "reason": "ProgressDeadlineExceeded", "message": "timed out"}
     world.objects[("Deployment", revision)]["status"] = {"observedGeneration": 9, "replicas": 1, "conditions": [failed]}
@@ -354,11 +360,7 @@ def never_ready(world: World, revision: str) -> None:
 def test_a_revision_that_never_comes_up_is_given_up_where_a_rollout_is_asked_for(make: Any, rollout: Any, given_up: bool) -> None:
     world = make(**rollout)
     first = stable(world)
-    wish(world, model=V2)
-    world.settle()
-    world.finish_jobs()
-    world.settle()
-    (second,) = world.names("Deployment") - {first}
+    second = convert_second(world, first)
     never_ready(world, second)
     world.settle()
     assert ready_reason(world, *KEY) == "ProgressDeadlineExceeded"
@@ -387,11 +389,7 @@ def test_blue_green_switches_at_full_size_and_can_go_back_at_once(make: Any) -> 
 def test_recreate_never_has_two_revisions_at_once(make: Any) -> None:
     world = make(serving={"replicas": 2}, rollout={"strategy": "Recreate"})
     first = stable(world)
-    wish(world, model=V2)
-    world.settle()
-    world.finish_jobs()
-    world.settle()
-    (second,) = world.names("Deployment") - {first}
+    second = convert_second(world, first)
     assert sizes(world) == {}, "the old pods end first"
     turn(world, 2)
     assert (sizes(world), stable(world)) == ({second: 2}, second)
