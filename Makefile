@@ -31,26 +31,33 @@ type: setup ## mypy, strict
 	$(V)/mypy operator/src runtime-image/src
 
 unit: setup ## No cluster, no network
-	$(V)/python -m pytest tests/unit -m 'not nightly' $(PYTEST_ARGS)
+	@hack/prometheus.sh install
+	$(V)/python -m pytest tests/unit -m 'not nightly' -n 2 $(PYTEST_ARGS)
 
 integration: setup ## Against a real API server (hack/apiserver.sh)
 	@hack/tools.sh kubernetes registry helm versitygw fake-gcs-server gateway-api
-	$(V)/python -m pytest tests/integration -m 'not nightly' $(PYTEST_ARGS)
+	$(V)/python -m pytest tests/integration -m 'not nightly' -n 4 --dist loadfile $(PYTEST_ARGS)
 
 e2e: setup cluster images ## On the kind cluster
-	$(V)/python -m pytest tests/e2e $(PYTEST_ARGS)
+	$(V)/python -m pytest tests/e2e -m 'not nightly and not last' -n 4 --dist loadfile $(PYTEST_ARGS)
+	$(V)/python -m pytest tests/e2e -m 'not nightly and last' $(PYTEST_ARGS)
 
-nightly: setup libtorch ## What takes too long for every change: the LibTorch server and its sanitizers, other systems' clients, large searches
+nightly: setup libtorch cluster images ## What takes too long for every change: the LibTorch server and its sanitizers, other systems' clients, bad canaries, every precision
 	@hack/tools.sh kubernetes registry helm versitygw fake-gcs-server gateway-api
 	$(V)/python -m pytest tests/unit tests/integration -m nightly --timeout=1800 $(PYTEST_ARGS)
+	$(V)/python -m pytest tests/e2e -m nightly $(PYTEST_ARGS)
 
+# The images come before the tests that need none: the nodes pull them meanwhile.
 test: ## All of the above but nightly, and that generated files are current
-	@hack/timed.sh setup lint type unit integration e2e verify
+	@hack/timed.sh setup lint type cluster images unit integration e2e verify
 
 ##@ Run
-.PHONY: demo cluster cluster-down images libtorch
+.PHONY: demo demo-canary cluster cluster-down images libtorch
 demo: setup cluster images ## The whole tour: convert, serve, roll out, with the time of each step
 	$(V)/python examples/digits/demo.py
+
+demo-canary: setup cluster images ## A canary behind a real gateway, with every request counted; draws build/canary.png
+	$(V)/python examples/digits/canary.py
 
 cluster: ## A kind cluster, one control plane and two workers: build/kubeconfig
 	@hack/cluster.sh up
@@ -65,7 +72,7 @@ images: ## Builds and pushes the images that changed: build/images.env
 	@hack/images.sh
 
 ##@ Generate
-.PHONY: generate verify bench clean
+.PHONY: generate verify bench bench-conversion clean
 OIP := runtime-image/src/slipway_runtime/serve/oip
 GENERATED := crds charts/slipway/files/crds docs/reference $(OIP).binpb
 generate: setup ## CRDs and reference pages from the models, and the compiled protocol
@@ -78,7 +85,12 @@ verify: generate ## Fails when a generated file is not what is checked in
 
 bench: setup libtorch ## The measurements in tests/bench, each beside its peer
 	@hack/tools.sh kubernetes
-	@for bench in tests/bench/*_bench.py; do echo "==> $$bench"; $(V)/python $$bench; done
+	@for bench in tests/bench/{reconcile,serving,libtorch}_bench.py; do echo "==> $$bench"; $(V)/python $$bench; done
+
+bench-conversion: setup ## Every target and precision for ten models, and the seeded faults: docs/conversion-matrix.md
+	rm -f docs/benchmarks/conversion.jsonl
+	$(V)/python tests/bench/conversion_bench.py run
+	$(V)/python tests/bench/conversion_bench.py report
 
 clean: ## Build products of this clone (the cluster and the cache stay)
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis dist out build/build-*.log

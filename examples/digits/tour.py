@@ -171,6 +171,10 @@ class Tour:
         except Failed:  # no container yet
             return ""
 
+    def stop_load(self, namespace: str) -> None:
+        """Tell the load to end, once it has sent as many requests as it was asked for."""
+        self.kubectl("-n", namespace, "exec", LOAD_POD, "--", "python", "-c", "import os, signal; os.kill(1, signal.SIGTERM)")
+
     def end_load(self, namespace: str) -> dict[str, Any]:
         """Wait for the end of the load and return its counts."""
         begin = time.monotonic()

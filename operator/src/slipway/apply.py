@@ -115,7 +115,7 @@ class Writer:
         self._check()
         known = self._store.get(*identity(manifest))
         try:
-            self._observe(await (self._create(manifest) if known is None else self._update(manifest)))
+            self._observe(await (self._create(manifest) if known is None else self._update(manifest, known)))
         except (Conflict, NotFound):
             await self._refresh(manifest)
             raise
@@ -133,8 +133,10 @@ class Writer:
                 raise NotOursError(f"{kind} {name} belongs to somebody else") from None
             raise  # the watch is behind
 
-    async def _update(self, manifest: Manifest) -> Manifest:
+    async def _update(self, manifest: Manifest, known: Manifest) -> Manifest:
         kind, namespace, name = identity(manifest)
+        if _is_left_over(known, manifest):
+            raise Conflict(409, "LeftOver", f"{kind} {name} of a deleted namesake is still there")
         if kind == "ModelArtifact":  # its spec never changes: only who claims it does
             return await self._cluster.patch(kind, namespace, name, {"metadata": manifest["metadata"]}, MERGE_PATCH)
         if kind == "Deployment" and "replicas" not in manifest["spec"]:
@@ -172,6 +174,16 @@ class Writer:
 def _is_ours(found: Manifest, wanted: Manifest) -> bool:
     keys = (names.MANAGED_BY, names.DEPLOYMENT, names.ARTIFACT)
     return all(label(found, key) == label(wanted, key) for key in keys)
+
+
+def _is_left_over(known: Manifest, wanted: Manifest) -> bool:
+    """Say whether an object belongs to a deleted resource of the same name: the garbage collector is about to remove it."""
+    then, now = (_controller(manifest) for manifest in (known, wanted))
+    return then is not None and now is not None and then["uid"] != now["uid"] and then["name"] == now["name"]
+
+
+def _controller(manifest: Manifest) -> Mapping[str, Any] | None:
+    return next((owner for owner in manifest["metadata"].get("ownerReferences") or () if owner.get("controller")), None)
 
 
 def _ready(status: Mapping[str, Any]) -> str:

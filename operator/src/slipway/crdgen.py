@@ -27,11 +27,12 @@ VERSION = "v1alpha1"
 ROOT = Path(__file__).parents[3]
 # What a structural schema may hold and we use, in the order a human reads it.
 KEYWORDS = (
-    "description", "type", "format", "enum", "default", "minimum", "maximum", "minLength", "maxLength", "minItems", "maxItems",
+    "description", "type", "format", "enum", "default", "minimum", "maximum", "minLength", "maxLength", "pattern", "minItems", "maxItems",
     "maxProperties", "nullable", "x-kubernetes-int-or-string", "x-kubernetes-preserve-unknown-fields", "x-kubernetes-list-type",
     "x-kubernetes-list-map-keys", "required", "properties", "additionalProperties", "items", "x-kubernetes-validations",
 )  # fmt: skip
 ONE_LINE = 2500  # characters of a part that is written in one line
+CHOSEN = ".status.candidates[?(@.chosen==true)]"
 READY = '.status.conditions[?(@.type=="Ready")]'
 
 
@@ -93,6 +94,9 @@ KINDS = (
             ("Ready", f"{READY}.status", "string", 0),
             ("Reason", f"{READY}.reason", "string", 0),
             ("Format", ".status.format", "string", 0),
+            ("Precision", ".status.precision", "string", 1),
+            ("P50", f"{CHOSEN}.latencyP50", "string", 1),
+            ("Error", f"{CHOSEN}.maxAbsoluteError", "string", 1),
             ("Size", ".status.sizeBytes", "integer", 0),
             ("Source", ".spec.model.uri", "string", 1),
             ("Digest", ".status.digest", "string", 1),

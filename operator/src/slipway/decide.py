@@ -6,6 +6,7 @@ is a row of a table test, and `slipway plan` shows what would happen by calling 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -14,7 +15,7 @@ from typing import Any
 from slipway import names
 from slipway.api.reasons import Reason
 from slipway.plan import artifact as artifacts
-from slipway.plan import autoscaling, revisions, scarcity, traffic, workload
+from slipway.plan import autoscaling, experiments, gate, revisions, scarcity, shadow, traffic, workload
 from slipway.plan.conversion import decide_artifact, events_for
 from slipway.plan.diagnose import Problem, workload_problem
 from slipway.plan.notices import notices
@@ -76,6 +77,8 @@ def _decide_deployment(snapshot: DeploymentSnapshot, now: datetime, config: Conf
     resource, target = snapshot.resource, _target(snapshot, config)
     policy = revisions.policy(resource)
     seen = revisions.observe(snapshot, target.revision, target.replicas, now)
+    has_comparator = shadow.is_ready(snapshot, seen.stable, target.revision)
+    seen = replace(seen, replay=gate.replay_of(snapshot, target.revision), has_comparator=has_comparator)
     before = revisions.remembered(resource, policy)
     plan = advance(before, seen, policy, now, config.drain_seconds)
     artifact = snapshot.artifacts.get(target.artifact)
@@ -100,14 +103,26 @@ def _decide_deployment(snapshot: DeploymentSnapshot, now: datetime, config: Conf
         stopper=stopper,
         shares=traffic.real_shares(plan, seen.sides, _route(snapshot), name_of(resource), has_gateway=policy.has_gateway),
         history_limit=limit,
+        shadow=shadow.condition(resource, policy),
+        experiments=experiments.condition(resource, plan, target.revision, _experiments_route(snapshot)),
     )
     status = deployment_status(resource, facts, now)
     doomed = revisions.surplus(snapshot, (plan.stable, target.revision), status.get("history", ()), limit)
     released, dropped = _release_artifacts(snapshot, target, doomed)
     desired = () if _conflict(snapshot, target) else _desired(resource, target, snapshot, fresh, plan)
+    comparator = shadow.comparator_of(resource, plan, policy, list(seen.sides))
+    if comparator is not None and not _conflict(snapshot, target):
+        made = shadow.objects(resource, plan, snapshot.artifacts.get(target.artifact), config)
+        desired = (*desired, *changed(made, (*snapshot.comparators, *snapshot.services)))
     return Decision(
         apply=(*_claim_artifact(snapshot, target), *desired, *released),
-        delete=(*_delete_revisions(snapshot, doomed), *_delete_routes(snapshot), *_delete_autoscalers(snapshot, plan), *dropped),
+        delete=(
+            *_delete_revisions(snapshot, doomed),
+            *_delete_routes(snapshot),
+            *_delete_autoscalers(snapshot, plan),
+            *_delete_comparators(snapshot, comparator),
+            *dropped,
+        ),
         status=None if status == status_of(resource) else status,
         events=_events(resource, facts),
         notifications=notices(resource, before, seen.stable, plan, status, now),
@@ -125,6 +140,10 @@ def _conflict(snapshot: DeploymentSnapshot, target: _Target) -> Problem | None:
 
 def _route(snapshot: DeploymentSnapshot, kind: str = "HTTPRoute") -> Manifest | None:
     return next((r for r in snapshot.routes if (r["kind"], name_of(r)) == (kind, name_of(snapshot.resource))), None)
+
+
+def _experiments_route(snapshot: DeploymentSnapshot) -> Manifest | None:
+    return next((r for r in snapshot.routes if name_of(r) == names.experiments_route(name_of(snapshot.resource))), None)
 
 
 def _route_problem(snapshot: DeploymentSnapshot) -> Problem | None:
@@ -174,6 +193,9 @@ def _desired(resource: Manifest, target: _Target, snapshot: DeploymentSnapshot, 
         objects.append(traffic.stable_service(resource, plan, has_gateway=has_gateway))
     wanted = changed(objects, (*snapshot.deployments, *snapshot.services, *snapshot.claim_templates, *snapshot.autoscalers))
     kinds = traffic.route_kinds(resource) if plan.stable is not None else ()
+    if plan.stable is not None and experiments.is_routed(resource):
+        pinned = experiments.route(resource, plan, target.revision, _route(snapshot))
+        wanted = (*wanted, *changed((pinned,), snapshot.routes))
     return (*wanted, *(manifest for kind in kinds for manifest in _changed_route(resource, snapshot, plan, kind)))
 
 
@@ -194,9 +216,15 @@ def _delete_autoscalers(snapshot: DeploymentSnapshot, plan: Plan) -> tuple[Objec
     return tuple(ref(o) for o in snapshot.autoscalers if name_of(o) != scaled)
 
 
+def _delete_comparators(snapshot: DeploymentSnapshot, wanted: str | None) -> tuple[ObjectRef, ...]:
+    pattern = re.compile(names.shadow_pattern(name_of(snapshot.resource)))
+    found = (*snapshot.comparators, *(s for s in snapshot.services if pattern.fullmatch(name_of(s))))
+    return tuple(ref(o) for o in found if name_of(o) != wanted)
+
+
 def _changed_route(resource: Manifest, snapshot: DeploymentSnapshot, plan: Plan, kind: str) -> tuple[Manifest, ...]:
     observed = _route(snapshot, kind)
-    desired = traffic.route(resource, plan.weights, observed, kind)
+    desired = traffic.route(resource, plan.weights, observed, kind, shadow.mirror_of(resource, plan))
     return changed((desired,), snapshot.routes) if traffic.is_routed(observed, desired) else (desired,)
 
 
@@ -248,8 +276,10 @@ def _delete_revisions(snapshot: DeploymentSnapshot, doomed: Sequence[str]) -> tu
 
 
 def _delete_routes(snapshot: DeploymentSnapshot) -> tuple[ObjectRef, ...]:
-    wanted = traffic.route_kinds(snapshot.resource)
-    return tuple(ref(route) for route in snapshot.routes if route["kind"] not in wanted)
+    wanted = {(kind, name_of(snapshot.resource)) for kind in traffic.route_kinds(snapshot.resource)}
+    if experiments.is_routed(snapshot.resource):
+        wanted.add(("HTTPRoute", names.experiments_route(name_of(snapshot.resource))))
+    return tuple(ref(route) for route in snapshot.routes if (route["kind"], name_of(route)) not in wanted)
 
 
 def _events(resource: Manifest, facts: Facts) -> tuple[Event, ...]:

@@ -34,6 +34,7 @@ MANIFEST = f"{GROUP}/manifest"  # annotation of a shipped ServingRuntime: hash o
 SHAPE = f"{GROUP}/shape"  # annotation: the part of the spec that the revision was made of, so that one can go back to it
 STABLE = f"{GROUP}/stable"  # annotation of the stable Service: which revision is stable
 EXPOSED = f"{GROUP}/exposed"  # annotation of the stable Service: the other revision that it leads to, while there is one
+COMPARES = f"{GROUP}/compares"  # label of a comparator's pods: its name
 PROMOTE = f"{GROUP}/promote"  # annotation: a revision, all the way; or <revision>/<n>, past its step n, counted from 1
 ABORT = f"{GROUP}/abort"  # annotation: a revision to give up
 
@@ -45,6 +46,7 @@ GRPC_PORT_NAME = "grpc"
 PUBLISH = "publish"
 PIPELINE = ("fetch", "convert", "validate", PUBLISH)
 SERVER = "server"
+COMPARATOR = "comparator"  # component and container
 PULL = "pull"
 
 
@@ -74,6 +76,21 @@ def revision_pattern(deployment: str) -> str:
 def job_name(artifact: str, attempt: int) -> str:
     """Name the Job of one attempt, counted from 1, so that an attempt is never started twice."""
     return f"{artifact}-{attempt}"
+
+
+def shadow_name(deployment: str, stable: str, canary: str) -> str:
+    """Name the comparator of two revisions: its Deployment and Service."""
+    return f"{deployment[: MAX_LABEL - 16].rstrip('-')}-shadow-{digest_of([stable, canary])[:8]}"
+
+
+def shadow_pattern(deployment: str) -> str:
+    """Return a regular expression that matches the names of all comparators of a deployment."""
+    return re.escape(deployment[: MAX_LABEL - 16].rstrip("-")) + "-shadow-[0-9a-f]{8}"
+
+
+def experiments_route(deployment: str) -> str:
+    """Name the HTTPRoute of A/B experiments; with a dot, which no ModelDeployment's own route has in its name."""
+    return f"{deployment}.experiments"
 
 
 def stable_url(name: str, namespace: str) -> str:

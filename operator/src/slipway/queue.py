@@ -1,6 +1,7 @@
 """A queue of keys: each key at most once, never handled twice at the same time, later again after a failure.
 
-The semantics are those of client-go's workqueue: a key added while it is being handled is handled once more afterwards.
+The semantics are those of client-go's workqueue: a key added while it is being handled is handled once more afterwards. As in
+controller-runtime's priority queue there is a second class: a key whose pods can start already lets others go first with its rest.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from slipway.snapshot import Key
 
 FIRST_BACKOFF = 0.5
 MAX_BACKOFF = 300.0
+REST_SECONDS = 5.0  # how long Services and status wait at most while there is other work
 _MAX_DOUBLINGS = 20  # 2**n stays a small number
 
 
@@ -21,6 +23,7 @@ class KeyQueue:
 
     def __init__(self) -> None:
         self._waiting: dict[Key, float] = {}  # in the order of their coming
+        self._rest: dict[Key, float] = {}  # likewise; never a key that is in the other
         self._active: set[Key] = set()
         self._dirty: set[Key] = set()
         self._failures: dict[Key, int] = {}
@@ -28,19 +31,24 @@ class KeyQueue:
         self._getters: deque[asyncio.Future[None]] = deque()
 
     def __len__(self) -> int:
-        return len(self._waiting)
+        return len(self._waiting) + len(self._rest)
+
+    def is_busy(self) -> bool:
+        """Say whether keys wait that nothing was done for yet."""
+        return bool(self._waiting)
 
     def oldest_age(self) -> float:
-        """Return the seconds that the key at the head has been waiting."""
-        at = next(iter(self._waiting.values()), None)
-        return 0.0 if at is None else asyncio.get_running_loop().time() - at
+        """Return the seconds that the key that came first has been waiting."""
+        heads = [next(iter(waiting.values())) for waiting in (self._waiting, self._rest) if waiting]
+        return asyncio.get_running_loop().time() - min(heads) if heads else 0.0
 
     def add(self, key: Key) -> None:
         """Let the key be handled soon."""
         if key in self._active:
             self._dirty.add(key)
         elif key not in self._waiting:
-            self._waiting[key] = asyncio.get_running_loop().time()
+            # what became more urgent keeps the time that it has waited for
+            self._waiting[key] = self._rest.pop(key, asyncio.get_running_loop().time())
             self._wake()
 
     def add_after(self, key: Key, seconds: float) -> None:
@@ -66,19 +74,28 @@ class KeyQueue:
 
     async def get(self) -> Key:
         """Wait for a key and take it; `done` must follow."""
-        while not self._waiting:
+        while not len(self):
             getter = asyncio.get_running_loop().create_future()
             self._getters.append(getter)
             try:
                 await getter
             except asyncio.CancelledError:
-                if not getter.cancelled() and self._waiting:
+                if not getter.cancelled() and len(self):
                     self._wake()  # it was our turn: somebody else takes it
                 raise
-        key = next(iter(self._waiting))
-        del self._waiting[key]
+        is_due = self._rest and asyncio.get_running_loop().time() - next(iter(self._rest.values())) >= REST_SECONDS
+        source = self._rest if is_due or not self._waiting else self._waiting
+        key = next(iter(source))
+        del source[key]
         self._active.add(key)
         return key
+
+    def rest_later(self, key: Key) -> None:
+        """Give a key back whose Services and status are left to write, so that others come first."""
+        if key not in self._dirty:
+            self._rest[key] = asyncio.get_running_loop().time()
+            self._wake()
+        self._give_back(key)
 
     def done(self, key: Key) -> None:
         """Give a key back after a pass that went well; what was planned for later is up to the caller again."""

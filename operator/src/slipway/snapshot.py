@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from slipway.analysis.notification import Notification
-from slipway.verdict import MetricVerdict
+from slipway.verdict import MetricVerdict, Replay
 
 Manifest = Mapping[str, Any]
 Kind = Literal["ModelDeployment", "ModelArtifact"]
@@ -50,7 +50,8 @@ class DeploymentSnapshot:
 
     `artifacts` are the ModelArtifacts of its namespace that it owns or needs, by name; `deployments`, `services` and `pods` carry its
     label, whoever owns them, as do `routes`; `runtimes` are all ServingRuntimes. `foreign` are objects that have a name we need but not our
-    label. `verdicts` are the last evaluation of the present step, none before the first.
+    label. `comparators` are the Deployments of the pods that compare answers. `verdicts` are the last evaluation of the present step, none
+    before the first; `replay` is what golden inputs gave that were sent to a revision without traffic, None while that is not known.
     `nodes` are the nodes that offer the accelerator that it wants and `neighbours` the pods on them; None: they were not looked up.
     """
 
@@ -63,6 +64,8 @@ class DeploymentSnapshot:
     foreign: tuple[Manifest, ...] = ()
     routes: tuple[Manifest, ...] = ()
     verdicts: tuple[MetricVerdict, ...] = ()
+    replay: Replay | None = None
+    comparators: tuple[Manifest, ...] = ()
     autoscalers: tuple[Manifest, ...] = ()
     claim_templates: tuple[Manifest, ...] = ()
     nodes: tuple[Manifest, ...] | None = None

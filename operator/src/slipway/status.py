@@ -16,7 +16,7 @@ from slipway.api.reasons import REASONS, Reason
 from slipway.plan.diagnose import Problem
 from slipway.plan.objects import annotation, condition, is_true, label, name_of, status_of
 from slipway.plan.revisions import is_complete, ready_replicas, remembered, rollout_row
-from slipway.plan.rollout import Observed, Phase, Plan, Policy, Rollout, is_given_up
+from slipway.plan.rollout import Observed, Phase, Plan, Policy, Rollout, is_given_up, needs_shadow
 from slipway.snapshot import Event, Manifest
 from slipway.verdict import history, open_points
 
@@ -38,6 +38,8 @@ class Facts:
     stopper: Problem | None = None  # something that keeps us from making objects at all
     shares: Mapping[str, int] = field(default_factory=dict)  # the traffic that each revision really gets, in percent
     history_limit: int = 5
+    shadow: tuple[bool, Problem] | None = None  # whether users' requests can be compared; None when that is not wanted
+    experiments: tuple[bool, Problem] | None = None  # whether their users are pinned; None when there are none
 
     @property
     def target(self) -> str:
@@ -91,15 +93,26 @@ def _progress(facts: Facts) -> Problem:
         return Problem(Reason.ROLLOUT_PAUSED, f"revision {facts.target} waits at {rollout.weight} % of the traffic: spec.paused is true")
     if rollout is not None and rollout.phase is Phase.PAUSED:
         return Problem(Reason.ROLLOUT_PAUSED, f"{_step(facts, rollout)}; it waits to be promoted")
+    if rollout is not None and rollout.phase is Phase.SHADOWING:
+        return Problem(Reason.PROGRESSING, _shadow(facts) + _waits_for(facts))
     if rollout is not None and rollout.phase is Phase.PROGRESSING:
         return Problem(Reason.PROGRESSING, _step(facts, rollout) + _waits_for(facts))
     wanted = facts.plan.sizes.get(facts.target, facts.replicas)
-    ready = ready_replicas(facts.deployments.get(facts.target))
-    return Problem(Reason.PROGRESSING, f"{ready} of {wanted} pods of revision {facts.target} are ready")
+    ready, replay = ready_replicas(facts.deployments.get(facts.target)), facts.seen.replay
+    is_ready = rollout is not None and ready >= wanted and replay.verdict in ("Pass", "Skipped")
+    if rollout is not None and is_ready and needs_shadow(rollout, policy) and not facts.seen.has_comparator:
+        return Problem(Reason.PROGRESSING, f"{ready} of {wanted} pods of revision {facts.target} are ready; waits for the comparator's pod")
+    is_waiting = rollout is not None and rollout.weight == 0 and ready >= wanted and replay.verdict in ("Pending", "Inconclusive")
+    more = f"; waits for the replay of its golden inputs{': ' if replay.message else ''}{replay.message}" if is_waiting else ""
+    return Problem(Reason.PROGRESSING, f"{ready} of {wanted} pods of revision {facts.target} are ready{more}")
 
 
 def _step(facts: Facts, rollout: Rollout) -> str:
     return f"step {rollout.step + 1} of {len(facts.policy.steps)}: revision {facts.target} gets {rollout.weight} % of the traffic"
+
+
+def _shadow(facts: Facts) -> str:
+    return f"revision {facts.target} answers copies of requests, and its answers are compared with those of {facts.stable}"
 
 
 def _waits_for(facts: Facts) -> str:
@@ -118,7 +131,9 @@ def rollout_events(resource: Manifest, facts: Facts) -> tuple[Event, ...]:
     known = (before.phase, before.weight) if before is not None and before.revision == after.revision else (None, 0)
     if known == (after.phase, after.weight):
         return ()
-    return (Event("Normal", str(Reason.PROGRESSING), _step(facts, after)),) if after.phase is Phase.PROGRESSING else ()
+    if after.phase not in (Phase.PROGRESSING, Phase.SHADOWING):
+        return ()
+    return (Event("Normal", str(Reason.PROGRESSING), _shadow(facts) if after.phase is Phase.SHADOWING else _step(facts, after)),)
 
 
 def deployment_status(resource: Manifest, facts: Facts, now: datetime) -> Status:
@@ -168,6 +183,8 @@ def _condition_rows(facts: Facts) -> list[tuple[str, bool | None, Problem]]:
         ("Degraded", fails, cause if fails else Problem(Reason.UP_TO_DATE, "nothing is wrong")),
         ("Reconciling", None if settled or is_terminal else True, cause),
         ("Stalled", True if is_terminal else None, cause),
+        ("Shadow", *(facts.shadow or (None, cause))),
+        ("Experiments", *(facts.experiments or (None, cause))),
     ]
 
 
@@ -230,7 +247,8 @@ def _measured(before: Mapping[str, Any], facts: Facts) -> Status:
     """
     if before.get("revision") != facts.target:
         return {}  # a revision that has no row yet was not measured either
-    since = before.get("stepStartedAt") if before.get("weight") else None
+    is_measured = before.get("weight") or before.get("phase") == Phase.SHADOWING
+    since = before.get("stepStartedAt") if is_measured else None
     verdicts = [v for v in facts.seen.verdicts if since is not None and v.at > datetime.fromisoformat(since)]
     known: Status = {key: before[key] for key in ("metrics", "evaluations") if key in before}
     is_same = [(row["name"], row["verdict"]) for row in known.get("metrics", ())] == [(v.name, v.verdict) for v in verdicts]

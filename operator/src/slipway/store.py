@@ -129,7 +129,9 @@ class Store:
             mine = self._found(names.ARTIFACT, key.namespace, key.name)
             return ArtifactSnapshot(resource, _only(mine, "Job"), _only(mine, "Pod"))
         mine = self._found(names.DEPLOYMENT, key.namespace, key.name)
-        deployments, now = _only(mine, "Deployment"), time.monotonic()
+        found, now = _only(mine, "Deployment"), time.monotonic()
+        comparators = tuple(d for d in found if label(d, names.COMPONENT) == names.COMPARATOR)
+        deployments = tuple(d for d in found if d not in comparators)
         return DeploymentSnapshot(
             resource=resource,
             artifacts=self._artifacts_of(resource, key, deployments),
@@ -140,6 +142,7 @@ class Store:
             runtimes=tuple(self.of_kind("ServingRuntime")),
             autoscalers=_only(mine, "HorizontalPodAutoscaler"),
             claim_templates=_only(mine, CLAIM_TEMPLATE),
+            comparators=comparators,
             foreign=tuple(o for k, (at, o) in self._foreign.items() if now - at < FOREIGN_SECONDS and k[1] == key.namespace),
         )
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 from slipway.api.analysis import MAX_ANALYSIS_HISTORY, Verdict
 from slipway.api.conditions import format_time
 
-__all__ = ["MetricVerdict", "Verdict", "failures", "history", "lacks_traffic_only", "open_points", "overall"]
+__all__ = ["MetricVerdict", "Replay", "Verdict", "failures", "history", "lacks_traffic_only", "open_points", "overall"]
 MAX_MESSAGE = 256
 
 
@@ -47,6 +47,17 @@ class MetricVerdict:
             "message": self.message or None,
         }
         return {key: value for key, value in values.items() if value is not None}
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """What the golden inputs gave that were sent to the pods of a revision before it has any traffic.
+
+    Skipped: there are none to send, or nobody to send them. Pending: they were not sent yet. `message` names the pod and what it answered.
+    """
+
+    verdict: Verdict | Literal["Skipped", "Pending"] = "Skipped"
+    message: str = ""
 
 
 def overall(verdicts: Sequence[MetricVerdict]) -> Verdict:

@@ -31,6 +31,7 @@ WARNINGS_SECONDS = 5.0  # how long the answer holds
 CONFLICT_BACKOFF = 0.05
 ROUNDS = 4  # of decisions in one pass: one that comes to no rest must not keep a worker
 RESTLESS_SECONDS = 30.0
+PODS_NEED = ("ModelArtifact", "ResourceClaimTemplate", "Deployment")  # what pods start by; a Service may come a moment later
 NO_SUCH_KIND = ("404 page not found", "could not find the requested resource")  # without its group, and without its version
 _ids = itertools.count(1)
 
@@ -62,6 +63,10 @@ class JobWarnings:
             warnings = tuple(e["message"] for e in found if e.get("type") == "Warning" and e.get("reason") == "FailedCreate")
             self._known[uid] = (now, warnings)
         return self._known[uid][1]
+
+
+class _RestLater(Exception):
+    """What pods start by is written; the rest waits until that of other keys is too."""
 
 
 class Worker:
@@ -107,15 +112,15 @@ class Worker:
     async def _pass(self, key: Key) -> str:
         try:
             again = await self._handle(key)
+        except _RestLater:
+            self._queue.rest_later(key)
+            return "rest_later"
         except NotLeaderError:
             self._queue.failed(key, retry_after=1.0)
             return "not_leader"
-        except Conflict as error:
+        except (Conflict, NotOursError) as error:  # the next pass knows the version, or whom the name belongs to
             LOG.debug("again key=%s because=%r", key, error)
             self._queue.failed(key, first=CONFLICT_BACKOFF)
-            return "conflict"
-        except NotOursError:
-            self._queue.failed(key, first=CONFLICT_BACKOFF)  # the next pass knows whom the name belongs to
             return "conflict"
         except ApiError as error:
             LOG.warning("refused key=%s code=%s message=%r", key, error.code, error.message)
@@ -140,7 +145,7 @@ class Worker:
             if snapshot is None:
                 if key.kind == "ModelDeployment":
                     metrics.forget(key.namespace, key.name)
-                    self._analyst.forget(key)
+                    self._analyst.drop(key)
                 return None
             snapshot, patience = await self._warnings.add_to(snapshot)
             snapshot, look_again = await self._inventory.add_to(self._analyst.add_to(snapshot))
@@ -151,6 +156,10 @@ class Worker:
             notices |= {(n.moment, n.revision, n.step): n for n in decision.notifications}
             if not (decision.apply or decision.delete) or attempt == ROUNDS - 1:
                 break
+            urgent = tuple(m for m in decision.apply if m["kind"] in PODS_NEED)
+            if self._queue.is_busy() and urgent and not (events or notices) and _is_news(resource):
+                await self._writer.carry_out(resource, replace(decision, apply=urgent, delete=(), status=None, events=()))
+                raise _RestLater  # among many new ones the pods of the last start sooner
             await self._writer.carry_out(resource, replace(decision, status=None, events=()))
         await self._writer.carry_out(resource, replace(decision, events=tuple(events)))
         if key.kind == "ModelDeployment":
@@ -179,3 +188,8 @@ class Worker:
             await self._writer.record(resource, Event("Warning", str(reason), message))
         except (ApiError, NotLeaderError) as second:
             LOG.warning("refusal not told key=%s because=%r", key, second)
+
+
+def _is_news(resource: Manifest) -> bool:
+    """Say whether no status tells about this generation yet."""
+    return bool(status_of(resource).get("observedGeneration") != resource["metadata"].get("generation"))

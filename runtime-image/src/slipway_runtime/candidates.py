@@ -33,6 +33,14 @@ PRECISIONS: dict[str, tuple[str, ...]] = {
     "TorchTensorRT": FLOATS,
     "None": ("Float32",),
 }
+# What can be made of a source; the CRD has the rows that do not list every target, and a test keeps the two equal.
+TARGETS: dict[str, tuple[str, ...]] = {
+    "PyTorch": tuple(PRECISIONS),
+    "ExportedProgram": tuple(PRECISIONS),
+    "TorchScript": ("None", "ONNX", "TorchScript"),
+    "ONNX": ("None", "ONNX"),
+    "TorchServe": ("None",),  # a handler of its own
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,8 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code of the contract: 0, or that of the reason found.
     """
     parsed = _parser(sys.argv[1:] if arguments is None else arguments)
-    if parsed.command == "serve":
-        return int(import_module("slipway_runtime.serve.main").run(parsed))
+    if parsed.command in ("serve", "shadow"):
+        return int(import_module(f"slipway_runtime.{parsed.command}.main").run(parsed))
     logging.basicConfig(level=logging.INFO, format=f"%(asctime)s {parsed.command}: %(message)s", stream=sys.stderr)
     os.environ.setdefault("LOGNAME", "slipway")  # torch asks for the user's name, which uid 65532 does not have
     for name in ("onnx_ir", "onnxscript", "torch.onnx", "oras"):
@@ -70,4 +70,7 @@ def _parser(arguments: Sequence[str]) -> argparse.Namespace:
     serve = commands.add_parser("serve", help="serve an artifact over HTTP")
     if "serve" in arguments[:1]:
         import_module("slipway_runtime.serve.main").add_arguments(serve)
+    shadow = commands.add_parser("shadow", help="compare the answers of two revisions to copies of requests")
+    if "shadow" in arguments[:1]:
+        import_module("slipway_runtime.shadow.main").add_arguments(shadow)
     return parser.parse_args(arguments)

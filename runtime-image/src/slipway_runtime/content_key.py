@@ -35,6 +35,9 @@ def content_key(source_digest: str, spec: Mapping[str, Any], tools: Mapping[str,
         "tools": dict(tools),
         "architecture": platform.machine(),
     }
+    for key in ("maxBatchSize", "accelerator"):  # what it is measured, and compiled, for
+        if spec.get(key):
+            identity[key] = spec[key]
     return hashlib.sha256(canonical_json(identity)).hexdigest()
 
 

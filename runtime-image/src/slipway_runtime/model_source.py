@@ -20,7 +20,6 @@ from typing import Any
 import torch
 
 from slipway_runtime.reasons import Failure, first_line, is_out_of_memory
-from slipway_runtime.torchserve import SCRIPTED
 
 _SHOWN_KEYS = 3
 _GLOBAL = re.compile(r"(?:Unsupported global: GLOBAL|Unsupported class|WeightsUnpickler error: Unsupported class|call to) ([\w.]+)")
@@ -38,8 +37,6 @@ def build_module(folder: Path, entrypoint: str, arguments: Mapping[str, Any], we
     Raises:
         Failure: EntrypointNotFound, EntrypointFailed, EntrypointInvalid, WeightsMismatch, UnsafePickle or ModelFolderInvalid.
     """
-    if entrypoint == SCRIPTED:
-        return _read_scripted(folder / str(weights), str(weights)).eval()
     function = load_entrypoint(folder, entrypoint)
     module = _called(function, folder, entrypoint, arguments)
     if not isinstance(module, torch.nn.Module):
@@ -48,28 +45,6 @@ def build_module(folder: Path, entrypoint: str, arguments: Mapping[str, Any], we
     if weights is not None:
         load_weights(module, read_weights(folder / weights, weights), weights)
     return module.eval()
-
-
-class _Scripted(torch.nn.Module):  # type: ignore[misc]
-    """TorchScript as a module like others: ScriptModule.forward has no signature that Python could look at."""
-
-    def __init__(self, inner: torch.nn.Module) -> None:
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, *inputs: torch.Tensor) -> Any:
-        """Call it."""
-        return self.inner(*inputs)
-
-
-def _read_scripted(path: Path, name: str) -> torch.nn.Module:
-    try:
-        return _Scripted(torch.jit.load(path, map_location="cpu"))
-    except (RuntimeError, ValueError, OSError) as error:
-        if is_out_of_memory(error):
-            raise MemoryError(first_line(error)) from error
-        text = f"{name} is not TorchScript ({first_line(error)}); an archive with a state dict needs its modelFile"
-        raise Failure("ModelFolderInvalid", text) from error
 
 
 def load_entrypoint(folder: Path, entrypoint: str) -> Callable[..., Any]:
@@ -81,7 +56,7 @@ def load_entrypoint(folder: Path, entrypoint: str) -> Callable[..., Any]:
     module_name, _, attribute = entrypoint.partition(":")
     if not module_name or not attribute:
         raise Failure("EntrypointNotFound", f"the entrypoint must be module:callable, got {entrypoint!r}")
-    _first_on_path(folder)
+    first_on_path(folder)
     _check_module_file(folder, module_name)
     found: Any = _imported(module_name, folder)
     for part in attribute.split("."):
@@ -94,7 +69,8 @@ def load_entrypoint(folder: Path, entrypoint: str) -> Callable[..., Any]:
     return found  # type: ignore[no-any-return]
 
 
-def _first_on_path(folder: Path) -> None:
+def first_on_path(folder: Path) -> None:
+    """Make modules of the folder win over all others."""
     text = os.fspath(folder.resolve())
     if text in sys.path:
         sys.path.remove(text)

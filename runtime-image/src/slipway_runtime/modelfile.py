@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -18,7 +19,11 @@ FILE_NAME = "model.yaml"
 DEFAULT_ONNX = "model.onnx"
 _MAX_BYTES = 1 << 20
 _MAX_NODES = 100_000
-Dtype = Literal["bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64", "float16", "float32", "float64"]
+Dtype = Literal["bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64", "float16", "float32", "float64", "string"]
+DTYPES = get_args(Dtype)
+# Models in one file: its endings, and the name that is assumed when several or none have one of them.
+_ENDINGS = {"ONNX": (".onnx",), "ExportedProgram": (".pt2",), "TorchScript": (".pt", ".ts", ".pth")}
+_DEFAULTS = {"ONNX": DEFAULT_ONNX, "ExportedProgram": "model.pt2", "TorchScript": "model.pt"}
 
 
 class _Strict(BaseModel):
@@ -55,7 +60,7 @@ class _Validation(_Strict):
 
 
 class _ModelFile(_Strict):
-    format: Literal["PyTorch", "ONNX", "TorchServe"] | None = None
+    format: Literal["PyTorch", "ONNX", "TorchServe", "TorchScript", "ExportedProgram"] | None = None
     entrypoint: str | None = None
     arguments: dict[str, Any] | None = None
     weights: str | None = None
@@ -70,10 +75,10 @@ class Model:
     """The model as folder and resource together describe it.
 
     Attributes:
-        format: PyTorch or ONNX.
-        entrypoint: `module:callable`; None for ONNX.
+        format: PyTorch, ONNX, TorchScript, ExportedProgram, or TorchServe for an archive that is served through its handler.
+        entrypoint: `module:callable`; None for what is no PyTorch code.
         arguments: for the entrypoint.
-        weights: path in the folder; for ONNX the model itself.
+        weights: path in the folder; the model itself for what is no PyTorch code.
         signature: None when neither declares one.
         preprocessing: how an image becomes the input, or None.
         labels: class names, or None.
@@ -104,9 +109,11 @@ def read_model(folder: Path, spec: Mapping[str, Any]) -> Model:
     own = dict(spec["model"])
     declared = spec.get("signature") or (file.signature and file.signature.model_dump())
     merged = {key: own.get(key) if own.get(key) is not None else getattr(file, key) for key in ("format", "entrypoint", "weights")}
+    if own.get("format") == "TorchServe":
+        merged["format"] = file.format  # of what the archive holds
     arguments = own.get("arguments") if own.get("arguments") is not None else file.arguments
     model = Model(
-        format="PyTorch" if merged["format"] == "TorchServe" else merged["format"] or _guessed_format(folder, merged["entrypoint"]),
+        format=merged["format"] or _guessed_format(folder, merged["entrypoint"]),
         entrypoint=merged["entrypoint"],
         arguments=dict(arguments or {}),
         weights=merged["weights"],
@@ -154,7 +161,7 @@ def _with_archive(file: _ModelFile, folder: Path, own: Mapping[str, Any]) -> _Mo
         found = _ModelFile.model_validate(torchserve.described(folder))
     except ValidationError as error:
         raise Failure("ModelFolderInvalid", f"{torchserve.MANIFEST}: {_first(error)}") from error
-    return found.model_copy(update={name: getattr(file, name) for name in file.model_fields_set})
+    return found.model_copy(update={name: getattr(file, name) for name in file.model_fields_set - {"format"}})
 
 
 def _read_file(path: Path) -> _ModelFile:
@@ -207,24 +214,48 @@ def _first(error: ValidationError) -> str:
 
 
 def _guessed_format(folder: Path, entrypoint: str | None) -> str:
-    return "ONNX" if entrypoint is None and any(folder.glob("*.onnx")) else "PyTorch"
+    """By the files, where no entrypoint says that it is code; a .pt may be weights, so that it must have the look of TorchScript."""
+    if entrypoint is not None:
+        return "PyTorch"
+    if any(folder.glob("*.onnx")):
+        return "ONNX"
+    if any(folder.glob("*.pt2")):
+        return "ExportedProgram"
+    return "TorchScript" if any(map(_looks_scripted, _files(folder, "TorchScript"))) else "PyTorch"
+
+
+def _files(folder: Path, kind: str) -> list[Path]:
+    return sorted(path for ending in _ENDINGS[kind] for path in folder.glob(f"*{ending}"))
+
+
+def _looks_scripted(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("/constants.pkl") for name in archive.namelist()) and any("/code/" in n for n in archive.namelist())
+    except (zipfile.BadZipFile, OSError, ValueError):
+        return False
 
 
 def _checked(model: Model, folder: Path) -> Model:
-    if model.format == "ONNX":
-        model = _with_onnx_file(model, folder)
+    if model.format in _ENDINGS:
+        model = _with_file(model, folder)
+    elif model.format == "TorchServe":
+        model = replace(model, entrypoint=None, arguments={}, weights=None)
     elif model.entrypoint is None:
         raise Failure("ModelFolderInvalid", "a PyTorch model needs an entrypoint (module:callable), in spec.model or model.yaml")
+    specs = (*model.signature.inputs, *model.signature.outputs) if model.signature else ()
+    if model.format != "TorchServe" and any(spec.dtype == "string" for spec in specs):
+        raise Failure("ModelFolderInvalid", "signature: string is for handlers of TorchServe; models take and give numbers")
     for field, name in (("weights", model.weights), ("validation.data", model.validation_data)):
         if name is not None:
             _check_file(folder, field, name)
     return model
 
 
-def _with_onnx_file(model: Model, folder: Path) -> Model:
-    found = sorted(path.name for path in folder.glob("*.onnx"))
-    name = model.weights or (found[0] if len(found) == 1 else DEFAULT_ONNX)
-    return Model("ONNX", None, {}, name, model.signature, model.preprocessing, model.labels, model.validation_data)
+def _with_file(model: Model, folder: Path) -> Model:
+    found = _files(folder, model.format)
+    name = model.weights or (found[0].name if len(found) == 1 else _DEFAULTS[model.format])
+    return replace(model, entrypoint=None, arguments={}, weights=name)
 
 
 def _check_file(folder: Path, field: str, name: str) -> None:

@@ -23,7 +23,7 @@ from slipway_runtime.fetch import REPORT as FETCH_REPORT
 from slipway_runtime.fetch import artifact_client
 from slipway_runtime.modelfile import read_model
 from slipway_runtime.oci import Client, Manifest
-from slipway_runtime.reasons import Failure, write_termination
+from slipway_runtime.reasons import Failure, shortened, write_termination
 from slipway_runtime.settings import Settings, step
 
 File = tuple[str, Path]
@@ -64,6 +64,7 @@ def _report(reason: str, message: str, digest: str, manifest: dict[str, Any], co
         format=config["format"],
         precision=config["precision"],
         sizeBytes=sum(int(layer["size"]) for layer in manifest["layers"]),
+        choice=shortened(config.get("choice", ""), 300),
         candidates=config["candidates"],
         signature=config["signature"],
         tools=config["tools"],
@@ -76,7 +77,7 @@ def _files(settings: Settings, report: dict[str, Any]) -> list[File]:
     folder = candidate_folder(settings.candidates, chosen, report["candidates"][chosen]["target"])
     files = sorted(_candidate_files(folder, report["files"]))
     golden = settings.report / f"golden-{chosen}"
-    return files + [(name, golden / name) for name in ("golden/inputs.npz", "golden/outputs.npz")]
+    return files + [(name, golden / name) for name in ("golden/inputs.npz", "golden/outputs.npz") if golden.is_dir()]
 
 
 def _candidate_files(folder: Path, hashes: dict[str, str]) -> Iterator[File]:
@@ -91,7 +92,8 @@ def _candidate_files(folder: Path, hashes: dict[str, str]) -> Iterator[File]:
 def _config(settings: Settings, fetched: dict[str, Any], report: dict[str, Any], files: list[File]) -> dict[str, Any]:
     model = read_model(settings.folder, settings.spec)
     built = {key: value for key, value in report["built"].items() if value is not None}
-    golden = json.loads((settings.report / f"golden-{report['chosen']}" / "golden.json").read_text())
+    described = settings.report / f"golden-{report['chosen']}" / "golden.json"  # none for a handler that nobody gave inputs for
+    golden = json.loads(described.read_text()) if described.exists() else None
     return {
         "schemaVersion": 1,
         "precision": report["candidates"][report["chosen"]]["precision"],
@@ -99,7 +101,7 @@ def _config(settings: Settings, fetched: dict[str, Any], report: dict[str, Any],
         "preprocessing": model.preprocessing,
         "labels": model.labels,
         "files": [{"path": name, "sizeBytes": path.stat().st_size, "sha256": file_sha256(path)} for name, path in files],
-        "golden": {"inputs": "golden/inputs.npz", "outputs": "golden/outputs.npz"} | golden,
+        "golden": {"inputs": "golden/inputs.npz", "outputs": "golden/outputs.npz"} | golden if golden is not None else None,
         "source": {"uri": settings.model["uri"], "digest": fetched["sourceDigest"]}
         | ({"revision": fetched["sourceRevision"]} if "sourceRevision" in fetched else {}),
         "contentKey": fetched["contentKey"],

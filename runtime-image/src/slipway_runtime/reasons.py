@@ -36,6 +36,7 @@ EXIT_CODES: dict[str, int] = {
     "UnsupportedConversion": 30,
     "SignatureMissing": 31,
     "TargetUnavailable": 32,
+    "RequirementMissing": 33,
     "ParityFailed": 40,
     "NonFiniteOutputs": 41,
     "ValidationFailed": 42,
@@ -128,7 +129,7 @@ def _shrunk(value: dict[str, Any]) -> bytes:
 
 
 # What rows lose first when eight of them do not fit; the artifact's config blob keeps all of it.
-_ROW_DETAILS = (("seconds",), ("message",), ("maxRelativeError", "cosine", "peakMemory", "loadSeconds"))
+_ROW_DETAILS = (("seconds",), ("message",), ("cosine", "batchSize"), ("maxRelativeError", "peakMemory", "loadSeconds"))
 
 
 def _slim_rows(keys: tuple[str, ...]) -> Callable[[dict[str, Any]], dict[str, Any]]:

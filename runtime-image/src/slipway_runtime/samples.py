@@ -37,6 +37,11 @@ class Samples:
     labels: npt.NDArray[np.int64] | None = None
 
 
+def with_texts(outputs: Mapping[str, Array]) -> Batch:
+    """Return outputs with arrays of Python strings as arrays of numpy's, which can be written and compared."""
+    return {name: array.astype(np.str_) if array.dtype == object else array for name, array in outputs.items()}
+
+
 def random_samples(signature: Signature, count: int) -> Samples:
     """Return seeded random inputs for a signature, the same on every machine.
 
@@ -136,7 +141,7 @@ def check_outputs(outputs: Mapping[str, Array], inputs: Mapping[str, Array], sig
     dims: dict[str, int] = {}
     sides = [(spec, inputs[spec.name]) for spec in signature.inputs] + [(spec, outputs[spec.name]) for spec in signature.outputs]
     for spec, array in sides:
-        if array.dtype.name != spec.dtype or not _fits(array.shape, spec.shape, dims):
+        if ("string" if array.dtype.kind in "OUS" else array.dtype.name) != spec.dtype or not _fits(array.shape, spec.shape, dims):
             got = f"{array.dtype.name} {list(array.shape)}"
             known = ", ".join(f"{name}={size}" for name, size in dims.items())
             raise Failure("SignatureMismatch", f"{spec.name} is {got}, the signature says {shown(spec)} (with {known})")
@@ -169,6 +174,10 @@ def _fitted(arrays: Mapping[str, Array], spec: TensorSpec, name: str) -> Array:
     if spec.name not in arrays:
         raise Failure("ValidationFailed", f"{name} has no array {spec.name!r}; it has {', '.join(sorted(arrays)) or 'none'}")
     array = arrays[spec.name]
+    if spec.dtype == "string":
+        if array.dtype.kind not in "US" or array.ndim != len(spec.shape):
+            raise Failure("ValidationFailed", f"{name}: {spec.name} must be text, {shown(spec)}, got {array.dtype} {list(array.shape)}")
+        return array
     fits = array.ndim == len(spec.shape) and all(
         isinstance(d, str) or d == s for d, s in zip(spec.shape[1:], array.shape[1:], strict=False)
     )

@@ -59,6 +59,12 @@ class Settings:
         return dict(self.conversion.get("validation") or {})
 
     @property
+    def max_batch_size(self) -> int | None:
+        """spec.maxBatchSize: the largest batch that the server will form, where the choice depends on it."""
+        found = self.spec.get("maxBatchSize")
+        return int(found) if found else None
+
+    @property
     def folder(self) -> Path:
         """The model folder that fetch made."""
         return self.work / "source" / "model"

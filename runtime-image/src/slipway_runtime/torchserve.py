@@ -1,8 +1,8 @@
 """TorchServe's model archives (.mar), read as model folders: what the manifest and the default handler say, as model.yaml would say it.
 
 Made by torch-model-archiver: a zip of the files and of MAR-INF/MANIFEST.json. Nothing of the archive is run or imported here. An archive
-whose handler is one of TorchServe's defaults is a PyTorch model with known preprocessing; one with a handler of its own is refused,
-since what it computes is more than the module, and the parity gate would compare something else than what its users know.
+whose handler is one of TorchServe's defaults is a PyTorch model with known preprocessing; one with a handler of its own is served as it
+is, through the handler (handler.py), since what that computes is more than the module.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ log = logging.getLogger("slipway")
 
 MANIFEST = "MAR-INF/MANIFEST.json"
 LABELS = "index_to_name.json"
-SCRIPTED = "slipway:torchscript"  # the entrypoint of a serialized file that holds its own code; no file can have this name
 _MAX_BYTES = 1 << 20
+_NAMES = ("modelName", "handler", "serializedFile", "modelFile", "requirementsFile", "configFile")
 _IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 # ts.torch_handler.image_classifier and image_segmenter: Resize(256), CenterCrop(224), ToTensor(), Normalize(ImageNet)
 _IMAGE = {"image": {"mode": "RGB", "resize": 256, "size": [224, 224], "layout": "NCHW", **_IMAGENET}}
@@ -51,31 +51,39 @@ def described(folder: Path) -> dict[str, Any]:
     """Return what an unpacked archive says about its model, in the fields of model.yaml.
 
     Raises:
-        Failure: ModelFolderInvalid for a manifest that is damaged or names files that are not there; UnsupportedConversion for a handler
-            of its own, or object_detector, whose models take lists.
+        Failure: ModelFolderInvalid for a manifest that is damaged or names files that are not there.
     """
-    model = _manifest(folder)
-    found = dict(_HANDLERS[_handler(model)])
+    model = manifest_of(folder)["model"]
+    found = _HANDLERS.get(_handler(folder, model))
+    if found is None:  # a handler of its own, or object_detector, whose models return what no format here has
+        return {"format": "TorchServe"}
     serialized = _file(folder, model, "serializedFile")
     source = _file(folder, model, "modelFile")
     if serialized is None and source is None:
         raise Failure("ModelFolderInvalid", f"{MANIFEST} names neither a modelFile nor a serializedFile")
     if model.get("requirementsFile"):
-        log.warning(
-            "%s of the archive is not installed: the converter has no network; its packages must be in the image", "requirements.txt"
-        )
-    entrypoint = _entrypoint(folder, source) if source else SCRIPTED
-    return found | {"format": "PyTorch", "entrypoint": entrypoint, "weights": serialized} | _labels(folder)
+        log.warning("requirements.txt of the archive is not installed; a default handler needs what is in the image")
+    kind = {"format": "PyTorch", "entrypoint": _entrypoint(folder, source)} if source else {"format": "TorchScript"}
+    return found | kind | {"weights": serialized} | _labels(folder)
 
 
-def _manifest(folder: Path) -> Mapping[str, Any]:
+def manifest_of(folder: Path) -> dict[str, Any]:
+    """Read and check the manifest; its `model` is an object whose names are strings.
+
+    Raises:
+        Failure: ModelFolderInvalid, UnsupportedConversion for a C++ backend.
+    """
     value = _json(folder, MANIFEST)
     model = value.get("model")
-    if not isinstance(model, dict) or not all(isinstance(model.get(key, ""), str) for key in ("handler", "serializedFile", "modelFile")):
+    if not isinstance(model, dict) or not all(isinstance(model.get(key, ""), str) for key in _NAMES):
         raise Failure("ModelFolderInvalid", f"{MANIFEST} is not a manifest of torch-model-archiver: model is not an object of strings")
     if str(value.get("runtime", "python")).lower() == "lsp":
         raise Failure("UnsupportedConversion", "the archive is for a C++ backend (runtime LSP); only Python ones are converted")
-    return model
+    for key in ("serializedFile", "modelFile"):
+        _file(folder, model, key)
+    if not model.get("handler"):
+        raise Failure("ModelFolderInvalid", f"{MANIFEST} names no handler")
+    return value
 
 
 def _json(folder: Path, name: str) -> dict[str, Any]:
@@ -91,17 +99,10 @@ def _json(folder: Path, name: str) -> dict[str, Any]:
     return value
 
 
-def _handler(model: Mapping[str, Any]) -> str:
-    name = str(model.get("handler", "")).partition(":")[0]
-    if name in _HANDLERS:
-        return name
-    known = ", ".join(_HANDLERS)
-    if name == "object_detector":
-        text = "the models of object_detector take a list of images and return a list of dictionaries, which no format here has"
-    else:
-        own = f"the archive has a handler of its own, {name or 'unnamed'}, which may do anything"
-        text = f"{own}; converted are archives whose handler is one of {known}"
-    raise Failure("UnsupportedConversion", f"{text}. Write a model.yaml with an entrypoint that returns the module, and format PyTorch")
+def _handler(folder: Path, model: Mapping[str, Any]) -> str:
+    """Return the name of a default handler, or nothing; a file of the archive wins over a default of the same name, as in TorchServe."""
+    name = str(model["handler"]).partition(":")[0]
+    return "" if (folder / f"{name.removesuffix('.py')}.py").is_file() else name
 
 
 def _file(folder: Path, model: Mapping[str, Any], key: str) -> str | None:

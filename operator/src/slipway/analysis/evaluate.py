@@ -45,8 +45,15 @@ def evaluate(observed: Observations, specs: Sequence[MetricSpec], *, minimum_req
     """
     limits = sum(limit is not None for spec in specs for limit in (spec.maximum, spec.minimum, spec.increase))
     look = _Look(observed, minimum_requests, FAIL_ALPHA / max(1, limits), now, stale_after)
-    results = tuple(look.judge(spec) for spec in specs)
+    results = tuple(_with_note(look.judge(spec), observed.canary) for spec in specs)
     return Evaluation(now, overall([result.verdict for result in results]), results)
+
+
+def _with_note(result: MetricResult, canary: Sample) -> MetricResult:
+    """Say how many of the requests nobody sent."""
+    if canary.probes < 1 or result.cause is Cause.DATA:
+        return result
+    return replace(result, message=f"{result.message} ({int(canary.probes)} of {int(canary.requests)} requests were probes)")
 
 
 @dataclass(frozen=True, slots=True)

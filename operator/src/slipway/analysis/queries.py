@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from slipway.analysis.exposition import DURATION, ERROR_CODE, NONFINITE, REQUESTS
+from slipway.analysis.exposition import DURATION, ERROR_CODE, NONFINITE, PREFIX, REQUESTS
 from slipway.analysis.histogram import from_cumulative
 from slipway.analysis.verdict import Points
 from slipway.analysis.window import Sample
@@ -18,32 +18,39 @@ POINTS = 3  # how many points of a custom query must agree
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Which revision is measured, and since when: the start of the step, Unix seconds."""
+    """Which revision is measured, and since when: the start of the step, Unix seconds. `with_probes`: probes count as requests.
+
+    `comparator`: its comparisons are what counts, instead of the revision's requests.
+    """
 
     namespace: str
     name: str
     revision: str
     since: float
+    with_probes: bool = False
+    comparator: str | None = None
 
 
 class QueryError(RuntimeError):
     """Prometheus gave no usable answer; the message says what it said."""
 
 
-def built_in(target: Target, now: float, scope: str = "") -> dict[str, str]:
+def built_in(target: Target, now: float, scope: str = "", prefix: str = PREFIX) -> dict[str, str]:
     """Return the instant queries for one revision since its step began, by what they measure.
 
     A revision's name is unique in its namespace only, so the namespace must match; `scope` are further matchers, such as a cluster label.
+    With the prefix PROBES they are about probes.
     """
+    requests, nonfinite, duration = (prefix + name.removeprefix(PREFIX) for name in (REQUESTS, NONFINITE, DURATION))
     matchers = ",".join(filter(None, [f"revision={_quote(target.revision)}", f"namespace={_quote(target.namespace)}", scope]))
     span = window(target, now)
     return {
-        "requests": _grown(f"{REQUESTS}{{{matchers}}}", span),
-        "errors": _grown(f'{REQUESTS}{{{matchers},code=~"{ERROR_CODE}"}}', span),
-        "nonfinite": _grown(f"{NONFINITE}{{{matchers}}}", span),
-        "duration": _grown(f"{DURATION}_bucket{{{matchers}}}", span, " by (le)"),
-        "total": _grown(f"{DURATION}_sum{{{matchers}}}", span),
-        "newest": f"min(timestamp({DURATION}_count{{{matchers}}} or {REQUESTS}{{{matchers}}}))",
+        "requests": _grown(f"{requests}{{{matchers}}}", span),
+        "errors": _grown(f'{requests}{{{matchers},code=~"{ERROR_CODE}"}}', span),
+        "nonfinite": _grown(f"{nonfinite}{{{matchers}}}", span),
+        "duration": _grown(f"{duration}_bucket{{{matchers}}}", span, " by (le)"),
+        "total": _grown(f"{duration}_sum{{{matchers}}}", span),
+        "newest": f"min(timestamp({duration}_count{{{matchers}}} or {requests}{{{matchers}}}))",
     }
 
 

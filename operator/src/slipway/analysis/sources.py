@@ -14,10 +14,10 @@ import aiohttp
 
 from slipway.analysis import queries
 from slipway.analysis.evaluate import Observations
-from slipway.analysis.exposition import Scrape, parse
+from slipway.analysis.exposition import PREFIX, PROBES, Scrape, parse, parse_comparisons
 from slipway.analysis.queries import QueryError, Target
 from slipway.analysis.verdict import MetricSpec, Points
-from slipway.analysis.window import Sample, Track, follow, sample
+from slipway.analysis.window import Sample, Track, follow, sample, with_probes
 
 MAX_ANSWER = 4 * 2**20  # bytes; a runtime's answer has a few KiB
 MAX_PARALLEL = 16
@@ -39,7 +39,7 @@ class PodSource:
     def __init__(self, session: aiohttp.ClientSession, clock: Callable[[], float] = time.time) -> None:
         """`session` is shared and stays the caller's; `clock` gives Unix seconds."""
         self._session, self._clock = session, clock
-        self._tracks: dict[tuple[str, str], tuple[float, Track]] = {}  # of each revision the step (its beginning) and what it did
+        self._tracks: dict[tuple[str, str], tuple[Target | None, Track]] = {}  # of each revision the step and what it did
         self._slots = asyncio.Semaphore(MAX_PARALLEL)
 
     async def look(self, target: Target, pods: Iterable[Pod]) -> Sample:
@@ -49,12 +49,12 @@ class PodSource:
         `seconds` say so.
         """
         pods, now = list(pods), self._clock()
-        step, track = self._tracks.get((target.namespace, target.revision), (-1.0, Track(now)))
-        if step != target.since:
+        step, track = self._tracks.get((target.namespace, target.revision), (None, Track(now)))
+        if step != target:
             track = Track(now)
-        found = await asyncio.gather(*(self._scrape(pod, target.revision) for pod in pods))
+        found = await asyncio.gather(*(self._scrape(pod, target) for pod in pods))
         track = follow(track, {pod.uid: scrape for pod, scrape in zip(pods, found, strict=True)})
-        self._tracks[target.namespace, target.revision] = target.since, track
+        self._tracks[target.namespace, target.revision] = target, track
         return sample(track, self._clock())
 
     def forget(self, namespace: str, keep: Iterable[str]) -> None:
@@ -63,13 +63,14 @@ class PodSource:
         for key in [key for key in self._tracks if key[0] == namespace and key[1] not in kept]:
             del self._tracks[key]
 
-    async def _scrape(self, pod: Pod, revision: str) -> Scrape | str:
+    async def _scrape(self, pod: Pod, target: Target) -> Scrape | str:
         try:
             async with self._slots, self._session.get(pod.url, headers=ACCEPT, timeout=TIMEOUT, allow_redirects=False) as answer:
                 body = await _read(answer)
                 if answer.status != 200:
                     return f"{pod.url} answers {answer.status}"
-                return parse(body.decode(errors="replace"), revision, self._clock())
+                read = parse if target.comparator is None else parse_comparisons
+                return read(body.decode(errors="replace"), target.revision, self._clock(), with_probes=target.with_probes)
         except TimeoutError:
             return f"{pod.url} did not answer in {TIMEOUT.total} s"
         except (aiohttp.ClientError, ValueError) as error:
@@ -103,7 +104,11 @@ class PrometheusSource:
     async def look(self, target: Target) -> Sample:
         """Return what the revision did since the step began."""
         now = self._clock()
-        asked = queries.built_in(target, now, self._scope)
+        users = await self._sample(target, now, PREFIX)
+        return with_probes(users, await self._sample(target, now, PROBES)) if target.with_probes else users
+
+    async def _sample(self, target: Target, now: float, prefix: str) -> Sample:
+        asked = queries.built_in(target, now, self._scope, prefix)
         try:
             answers = await asyncio.gather(*(self.query(query, now) for query in asked.values()))
             return queries.sample_of(dict(zip(asked, answers, strict=True)), target, now)

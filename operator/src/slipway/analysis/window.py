@@ -25,6 +25,7 @@ class Sample:
         nonfinite: answers with NaN or infinite outputs; None when the runtime does not say.
         duration: of the requests, in seconds; None when the runtime does not say.
         missing: why the data are incomplete; None when they are complete.
+        probes: how many of the requests were probes.
     """
 
     seconds: float
@@ -34,6 +35,7 @@ class Sample:
     nonfinite: float | None = None
     duration: Histogram | None = None
     missing: str | None = None
+    probes: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +86,20 @@ def sample(track: Track, now: float) -> Sample:
         return Sample(now - track.since, at, 0, 0, missing=str(error))
     requests = sum(total.codes.values())
     errors = sum(count for code, count in total.codes.items() if is_error(code))
-    return Sample(now - track.since, at, requests, errors, total.nonfinite, total.duration, track.missing)
+    return Sample(now - track.since, at, requests, errors, total.nonfinite, total.duration, track.missing, total.probes)
+
+
+def with_probes(users: Sample, probes: Sample) -> Sample:
+    """Return the sample of users' requests and probes together; no data about probes means that there were none."""
+    if users.missing or probes.missing:
+        return users
+    counts = [Counts({"": one.requests}, one.nonfinite, one.duration) for one in (users, probes)]
+    try:
+        total = _add(counts)
+    except ValueError as error:
+        return replace(users, missing=str(error))
+    requests, errors = users.requests + probes.requests, users.errors + probes.errors
+    return replace(users, requests=requests, errors=errors, nonfinite=total.nonfinite, duration=total.duration, probes=probes.requests)
 
 
 def _follow_pod(before: PodTrack | None, scrape: Scrape, since: float) -> PodTrack:
@@ -111,7 +126,7 @@ def _minus(now: Counts, before: Counts) -> Counts:
     codes = {code: count - before.codes.get(code, 0.0) for code, count in now.codes.items()}
     nonfinite = None if now.nonfinite is None else now.nonfinite - (before.nonfinite or 0.0)
     duration = now.duration if now.duration is None or before.duration is None else difference(now.duration, before.duration)
-    return Counts(codes, nonfinite, duration)
+    return Counts(codes, nonfinite, duration, now.probes - before.probes)
 
 
 def _add(parts: Iterable[Counts]) -> Counts:
@@ -128,4 +143,4 @@ def _add(parts: Iterable[Counts]) -> Counts:
     busy = [part for part in parts if any(part.codes.values())] or parts
     nonfinite = None if any(part.nonfinite is None for part in busy) or not busy else sum(part.nonfinite or 0.0 for part in parts)
     duration = None if any(part.duration is None for part in busy) else merge(p.duration for p in parts if p.duration is not None)
-    return Counts(codes, nonfinite, duration)
+    return Counts(codes, nonfinite, duration, sum(part.probes for part in parts))

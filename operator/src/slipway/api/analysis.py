@@ -116,8 +116,8 @@ class Analysis(ApiModel):
 
     interval: Duration = Field(default="15s", description="How often it is judged. Example: 30s. Default: 15s.")
     minimum_requests: int = Field(default=100, ge=1, le=1_000_000, description="With fewer in a step there is no verdict. Default: 100.")
-    on_insufficient_traffic: Literal["Wait", "Promote"] = Field(
-        default="Wait", description="When a step's time is over and nothing but traffic is lacking: Wait or Promote. Default: Wait."
+    on_insufficient_traffic: Literal["Wait", "Probe", "Promote"] = Field(
+        default="Wait", description="While nothing but traffic is lacking: Wait, Probe (replay golden inputs), or Promote. Default: Wait."
     )
     metrics: Annotated[
         tuple[AnalysisMetric, ...], Field(max_length=16, json_schema_extra=LIST_MAP_BY_NAME), AfterValidator(unique_names)

@@ -16,7 +16,7 @@ ATOMIC: dict[str, Any] = {"x-kubernetes-list-type": "atomic"}
 INT64: dict[str, Any] = {"format": "int64"}
 
 _SUBDOMAIN = r"[a-z0-9]+((-+|\.)[a-z0-9]+)*"
-_DURATION = r"([0-9]{1,5}h)?([0-9]{1,5}m)?([0-9]{1,7}s)?"
+_DURATION = r"([0-9]{1,7}[hms])+"
 _UNITS = {"h": 3600, "m": 60, "s": 1}
 _SUFFIXES: dict[str, Decimal] = {
     **{"n": Decimal("1e-9"), "u": Decimal("1e-6"), "m": Decimal("1e-3"), "": Decimal(1)},
@@ -74,7 +74,7 @@ Duration = Annotated[
     Field(min_length=2, max_length=20),
     Rule(
         f"self.matches('^{_DURATION}$') && duration(self) >= duration('1s') && duration(self) <= duration('24h')",
-        "a duration is from 1s to 24h, in h, m and s; for example 10m, 90s or 1h30m",
+        "a duration is from 1s to 24h; for example 10m, 90s or 1h30m",
         lambda text: re.fullmatch(_DURATION, text) is not None and 1 <= parse_duration(text) <= 86400,
     ),
 ]

@@ -15,7 +15,17 @@ from slipway.api.reasons import REASONS, Reason
 Condition = Mapping[str, Any]
 
 # The order users read: the answer first, then its parts, then what kstatus wants.
-CONDITION_TYPES: tuple[str, ...] = ("Ready", "ArtifactReady", "Available", "Progressing", "Degraded", "Reconciling", "Stalled")
+CONDITION_TYPES: tuple[str, ...] = (
+    "Ready",
+    "ArtifactReady",
+    "Available",
+    "Progressing",
+    "Degraded",
+    "Reconciling",
+    "Stalled",
+    "Experiments",
+    "Shadow",
+)
 MAX_MESSAGE = 1024
 
 

@@ -10,7 +10,7 @@ from slipway.api.accelerator import Accelerator
 from slipway.api.common import ATOMIC, INT64, Conditions, Image
 from slipway.api.modeldeployment import ObservedFormat
 from slipway.api.rules import ApiModel, Rule, StatusModel
-from slipway.api.source import ONNX_TARGETS, Conversion, ModelSource, Signature
+from slipway.api.source import SOURCE_TARGETS, Conversion, ModelSource, Signature
 
 # A whole number may come as one; Kubernetes APIs have no floats.
 Measured = Annotated[int | str, WithJsonSchema({"x-kubernetes-int-or-string": True})]
@@ -20,7 +20,7 @@ class ModelArtifactSpec(ApiModel):
     """What is converted, and by which image. Immutable: the name of the resource is the hash of it."""
 
     rules = (
-        ONNX_TARGETS,
+        SOURCE_TARGETS,
         Rule(
             "self == oldSelf",
             "the spec of a ModelArtifact cannot be changed, because its name is the hash of it; change the ModelDeployment instead",
@@ -37,6 +37,13 @@ class ModelArtifactSpec(ApiModel):
     )
     accelerator: Accelerator | None = Field(
         default=None, description="Devices that the conversion needs, when a candidate is built for them. Default: none."
+    )
+    max_batch_size: int | None = Field(
+        default=None,
+        ge=1,
+        le=4096,
+        description="Largest batch that candidates are measured with: serving.batching.maxBatchSize, when the objective is Throughput. "
+        "Default: 32.",
     )
     converter_image: Image = Field(
         description="Image that converts; part of what the artifact is. Example: ghcr.io/slipway/slipway-runtime-torch:0.1.0."
@@ -71,10 +78,12 @@ class CandidateStatus(StatusModel):
     latency_p50: str | None = Field(default=None, description="Median time of one sample. Example: 0.21ms.")
     latency_p99: str | None = Field(default=None, description="99th percentile of the time of one sample. Example: 0.35ms.")
     throughput: Measured | None = Field(default=None, description='Samples a second at the best batch size. Example: "5120".')
+    batch_size: int | None = Field(default=None, description="That batch size: samples in one call. Example: 32.")
     load_seconds: Measured | None = Field(default=None, description='Seconds to load it. Example: "0.04".')
     peak_memory: str | None = Field(default=None, description="Most memory of its process. Example: 143Mi.")
     size_bytes: int | None = Field(default=None, json_schema_extra=INT64, description="Size of its files in bytes. Example: 148213.")
     seconds: Measured | None = Field(default=None, description='How long it took to build and check, in seconds. Example: "12.4".')
+    chosen: bool | None = Field(default=None, description="Whether it is the one that is served; absent with all others.")
 
 
 class ArtifactFailure(StatusModel):
@@ -108,6 +117,7 @@ class ModelArtifactStatus(StatusModel):
     candidates: Annotated[tuple[CandidateStatus, ...], Field(json_schema_extra=ATOMIC)] = Field(
         default=(), description="How each candidate did, in the order of the spec."
     )
+    choice: str | None = Field(default=None, description='Why that candidate was chosen. Example: "ONNX is the best by Latency: 0.21 ms".')
     signature: dict[str, Any] | None = Field(default=None, description="Inputs and outputs of the artifact, as in spec.signature.")
     tools: dict[str, str] | None = Field(default=None, description='Versions of the tools that made it. Example: {torch: "2.9.1"}.')
     cache_hit: bool | None = Field(default=None, description="Whether it was in the registry already, so that nothing was converted.")

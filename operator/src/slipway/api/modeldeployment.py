@@ -12,9 +12,9 @@ from slipway.api.autoscaling import Autoscaling
 from slipway.api.common import ATOMIC, INT64, Conditions, EnvVars, ObjectName, ResourceRequirements, ShortDuration, Toleration
 from slipway.api.rollout import Rollout, Routing
 from slipway.api.rules import ApiModel, Rule, StatusModel
-from slipway.api.source import ONNX_TARGETS, Conversion, ModelSource, Signature
+from slipway.api.source import SOURCE_TARGETS, Conversion, ModelSource, Signature
 
-ObservedFormat = Literal["ONNX", "TorchScript", "PyTorch", "ExportedProgram", "AOTInductor", "TorchTensorRT"]
+ObservedFormat = Literal["ONNX", "TorchScript", "PyTorch", "ExportedProgram", "AOTInductor", "TorchTensorRT", "TorchServe"]
 
 
 class Batching(ApiModel):
@@ -25,7 +25,7 @@ class Batching(ApiModel):
     )
     max_delay: ShortDuration = Field(
         default="0ms",
-        description="How long a request may wait for company while the server is free; one client alone never waits. Example: 2ms. "
+        description="How long a request may wait for company while the server is free. Example: 2ms. "
         "Default: 0ms, only what waits anyway goes together.",
     )
 
@@ -47,7 +47,7 @@ class Serving(ApiModel):
     batching: Batching | None = Field(default=None, description="Adaptive batching. Default: each request runs by itself.")
     labels: Annotated[tuple[Annotated[str, Field(max_length=256)], ...], Field(max_length=65536, json_schema_extra=ATOMIC)] | None = Field(
         default=None,
-        description="Names of the classes, in the order of the last dimension of the output, for /predict. Example: [zero, one]. "
+        description="Class names for /predict, in the order of the output's last dimension. Example: [zero, one]. "
         "Default: labels in model.yaml.",
     )
     env: EnvVars | None = Field(
@@ -63,7 +63,7 @@ class Serving(ApiModel):
     )
     affinity: dict[str, Any] | None = Field(
         default=None,
-        description="Affinity of the pods; see `kubectl explain pod.spec.affinity`. Default: the pods of a revision are spread over nodes.",
+        description="Affinity, as `kubectl explain pod.spec.affinity` has it. Default: the pods of a revision are spread over nodes.",
     )
     runtime_class_name: ObjectName | None = Field(
         default=None, description="RuntimeClass of the pods, for example gvisor. Default: the cluster's."
@@ -79,11 +79,11 @@ class Serving(ApiModel):
 class ModelDeploymentSpec(ApiModel):
     """The wish. Only model.uri is required; what a model folder says in model.yaml need not be repeated."""
 
-    rules = (ONNX_TARGETS,)
+    rules = (SOURCE_TARGETS,)
 
     model: ModelSource = Field(description="Where the model comes from. Fields that are absent are taken from model.yaml in the folder.")
     signature: Signature | None = Field(
-        default=None, description="Inputs and outputs of the model. Default: signature in model.yaml, or that of the ONNX file."
+        default=None, description="Inputs and outputs of the model. Default: signature in model.yaml, or that of the ONNX or .pt2 file."
     )
     conversion: Conversion | None = Field(
         default=None, description="What the model is converted to and how it is checked. Default: ONNX Float32, checked on 64 samples."
@@ -100,7 +100,7 @@ class ModelDeploymentSpec(ApiModel):
         default=5,
         ge=0,
         le=100,
-        description="How many earlier revisions are listed in status.history and can be returned to at once. A count. Default: 5.",
+        description="How many earlier revisions are kept to go back to. A count. Default: 5.",
     )
 
 
@@ -120,9 +120,9 @@ class RevisionStatus(StatusModel):
 class CanaryStatus(RevisionStatus):
     """The revision that is coming up, or was given up."""
 
-    phase: Literal["Preparing", "Progressing", "Paused", "Promoting", "RolledBack"] | None = Field(
+    phase: Literal["Preparing", "Shadowing", "Progressing", "Paused", "Promoting", "RolledBack"] | None = Field(
         default=None,
-        description="Paused waits for a promotion, Promoting grows to full size, RolledBack was given up.",
+        description="Shadowing compares answers, Paused waits for a promotion, RolledBack was given up.",
     )
     step: int | None = Field(default=None, description="The step that it is in, from 1.")
     step_started_at: str | None = Field(
@@ -163,7 +163,7 @@ class ObservedModel(StatusModel):
     """What was read from the model folder."""
 
     source_digest: str | None = Field(default=None, description="Digest that the URI was resolved to.")
-    format: str | None = Field(default=None, description="Format of the source: PyTorch or ONNX.")
+    format: str | None = Field(default=None, description="Format of the source. Example: PyTorch.")
     entrypoint: str | None = Field(default=None, description="Entrypoint that was called. Example: model:build.")
     weights: str | None = Field(default=None, description="File of the weights. Example: weights.safetensors.")
     signature: dict[str, Any] | None = Field(default=None, description="Inputs and outputs, as in spec.signature.")

@@ -35,6 +35,7 @@ class Reason(StrEnum):
     UNSUPPORTED_CONVERSION = "UnsupportedConversion"
     SIGNATURE_MISSING = "SignatureMissing"
     TARGET_UNAVAILABLE = "TargetUnavailable"
+    REQUIREMENT_MISSING = "RequirementMissing"
     PARITY_FAILED = "ParityFailed"
     NON_FINITE_OUTPUTS = "NonFiniteOutputs"
     VALIDATION_FAILED = "ValidationFailed"
@@ -77,6 +78,7 @@ class Reason(StrEnum):
     ROLLOUT_ABORTED = "RolloutAborted"
     ROLLOUT_PAUSED = "RolloutPaused"
     ROUTE_REJECTED = "RouteRejected"
+    GATEWAY_REQUIRED = "GatewayRequired"
 
     READY = "Ready"
     AVAILABLE = "Available"
@@ -212,8 +214,8 @@ _FOUND_BY_CONTAINERS: dict[Reason, ReasonDoc] = {
     ),
     R.UNSUPPORTED_CONVERSION: ReasonDoc(
         "This source cannot be converted to this target.",
-        "For example, an ONNX source with the target TorchScript.",
-        "Choose a target that the source format supports; an ONNX source has None and ONNX.",
+        "For example, an ONNX source with the target TorchScript, or a .mar with a handler of its own and any target but None.",
+        "Choose a target that the source format supports; the message lists them.",
         exit_code=30,
     ),
     R.SIGNATURE_MISSING: ReasonDoc(
@@ -227,6 +229,12 @@ _FOUND_BY_CONTAINERS: dict[Reason, ReasonDoc] = {
         "TorchTensorRT needs the package torch_tensorrt and a GPU; AOTInductor needs a C++ compiler.",
         "Choose another target, or set the converter image of the chart to one that has it and convert on a node with the GPU.",
         exit_code=32,
+    ),
+    R.REQUIREMENT_MISSING: ReasonDoc(
+        "The handler of an archive needs a package that is not in the image.",
+        "requirements.txt of the .mar, or an import of its handler; nothing is installed in a running pod. The message names the package.",
+        "Build an image FROM slipway-runtime-torch that has it and set runtime.torchImage of the chart, or put it into the archive.",
+        exit_code=33,
     ),
     R.PARITY_FAILED: ReasonDoc(
         "The converted model does not answer like its source.",
@@ -426,6 +434,11 @@ _FOUND_BY_OPERATOR: dict[Reason, ReasonDoc] = {
         "No listener of the Gateway allows routes of this namespace or hostname, or the cluster has no Gateway API.",
         "Correct spec.routing, or the allowedRoutes of the Gateway; `kubectl describe httproute` has the gateway's own words.",
         retried=True,
+    ),
+    R.GATEWAY_REQUIRED: ReasonDoc(
+        "What the spec asks for can only be done by a gateway, and there is none.",
+        "spec.routing.experiments and mirrored requests of spec.rollout.shadow need spec.routing.gateway.",
+        "Set spec.routing.gateway, or remove the field. Everything else goes on.",
     ),
 }
 

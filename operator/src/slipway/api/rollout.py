@@ -5,10 +5,10 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from slipway.api.analysis import Analysis
-from slipway.api.common import ATOMIC, Duration, ObjectName
+from slipway.api.common import ATOMIC, LIST_MAP_BY_NAME, Duration, ObjectName, unique_names
 from slipway.api.rules import ApiModel, Rule, matches
 
 Hostname = Annotated[
@@ -16,7 +16,7 @@ Hostname = Annotated[
     Field(min_length=1, max_length=253),
     matches(
         r"(?:\*\.)?[a-z0-9](?:[-a-z0-9]*[a-z0-9])?(?:\.[a-z0-9](?:[-a-z0-9]*[a-z0-9])?)*",
-        "a hostname has lower-case letters, digits, '-' and '.', and may start with '*.'; for example digits.example.com",
+        "a hostname has lower-case letters, digits, '-' and '.', or starts with '*.'; for example digits.example.com",
     ),
 ]
 
@@ -46,6 +46,16 @@ Steps = Annotated[
 ]
 
 
+class Shadow(ApiModel):
+    """Requests that both revisions answer, before the new one has traffic."""
+
+    percent: int = Field(default=100, ge=1, le=100, description="Share of the requests that is compared. Default: 100.")
+    duration: Duration = Field(default="1m", description="How long, at least. Example: 10m. Default: 1m.")
+    min_top1_agreement_percent: int = Field(
+        default=99, ge=1, le=100, description="How often both must find the same class (without classes: close values). Default: 99."
+    )
+
+
 class Rollout(ApiModel):
     """How a new revision takes over."""
 
@@ -66,19 +76,22 @@ class Rollout(ApiModel):
             lambda rollout: rollout.strategy != "Recreate" or not rollout.steps,
         ),
         Rule(
-            "!has(self.analysis) || has(self.steps) && size(self.steps) > 0",
-            "analysis judges steps; add steps, or remove analysis",
-            lambda rollout: rollout.analysis is None or bool(rollout.steps),
+            "!has(self.analysis) && !has(self.shadow) || has(self.steps) && size(self.steps) > 0",
+            "analysis and shadow need steps",
+            lambda rollout: (rollout.analysis is None and rollout.shadow is None) or bool(rollout.steps),
         ),
     )
 
     strategy: Literal["Canary", "BlueGreen", "Recreate"] = Field(
         default="Canary",
-        description="Canary: step by step. BlueGreen: all at once, when it is at full size. Recreate: the old one stops first, for "
-        "models of which no two fit; requests fail in between. Default: Canary.",
+        description="Canary: step by step. BlueGreen: all at once, at full size. Recreate: the old one stops first; requests fail in "
+        "between. Default: Canary.",
     )
     steps: Steps | None = Field(
         default=None, description="Rising weights. Example: [{weight: 10, duration: 1m}, {weight: 50, duration: 5m}]."
+    )
+    shadow: Shadow | None = Field(
+        default=None, description="Compare answers with stable's before the first step; users get stable's. Default: none."
     )
     analysis: Analysis | None = Field(
         default=None,
@@ -92,6 +105,40 @@ class Rollout(ApiModel):
         default=None,
         description="How long the replaced revision keeps all its pods, so that going back takes no time; until the next rollout at most. "
         "Example: 30m. Default: until it has drained.",
+    )
+
+
+Word = Annotated[str, Field(max_length=63, pattern=r"^[-\w.]+$")]  # in RE2 \w is ASCII
+
+
+class Pin(ApiModel):
+    """A header or cookie."""
+
+    name: Word = Field(description="Its name. Example: x-beta.")
+    value: Word = Field(description='Its exact value. Example: "true".')
+
+
+Pins = Annotated[tuple[Pin, ...], Field(max_length=8, json_schema_extra=LIST_MAP_BY_NAME), AfterValidator(unique_names)]
+
+
+class Experiment(ApiModel):
+    """Users that are pinned to a revision."""
+
+    rules = (
+        Rule(
+            "has(self.headers) && size(self.headers) > 0 || has(self.cookies) && size(self.cookies) > 0",
+            "set headers or cookies",
+            lambda experiment: bool(experiment.headers or experiment.cookies),
+        ),
+    )
+
+    name: Word = Field(description="Name in metrics. Example: beta.")
+    headers: Pins | None = Field(default=None, description='All of these. Example: [{name: x-beta, value: "true"}].')
+    cookies: Annotated[tuple[Pin, ...], Field(max_length=8, json_schema_extra=ATOMIC)] | None = Field(
+        default=None, description="Or one of these."
+    )
+    revision: Literal["Canary", "Stable"] = Field(
+        default="Canary", description="Canary (stable while it has no weight), or Stable, as a control. Default: Canary."
     )
 
 
@@ -114,7 +161,7 @@ class Routing(ApiModel):
         ),
         Rule(
             "!has(self.hostnames) || !has(self.grpcHostnames) || self.hostnames.all(h, !(h in self.grpcHostnames))",
-            "a hostname is either for HTTP or for gRPC: a gateway accepts one kind of route for it; use another name for gRPC",
+            "a hostname is either for HTTP or for gRPC; use another name for gRPC",
             lambda routing: not set(routing.hostnames or ()) & set(routing.grpc_hostnames or ()),
         ),
     )
@@ -129,3 +176,6 @@ class Routing(ApiModel):
     grpc_hostnames: Hostnames | None = Field(
         default=None, description="Hostnames of a GRPCRoute beside it. Example: [grpc.digits.example.com]. Default: no GRPCRoute."
     )
+    experiments: (
+        Annotated[tuple[Experiment, ...], Field(max_length=16, json_schema_extra=LIST_MAP_BY_NAME), AfterValidator(unique_names)] | None
+    ) = Field(default=None, description="A/B tests; need a gateway. Default: none.")

@@ -72,6 +72,10 @@ class ServingRuntimeSpec(ApiModel):
         default=None, ge=1, le=65535, description="Port of the Open Inference Protocol over gRPC. Example: 9000. Default: none."
     )
     probes: Probes = Field(default=Probes(), description="Paths of the probes. Default: those of the Open Inference Protocol v2.")
+    replay: bool = Field(
+        default=False,
+        description="Whether an empty infer request with the header x-slipway-probe: golden replays the golden inputs. Default: false.",
+    )
     metrics: Metrics = Field(default=Metrics(), description="Where the metrics are. Default: /metrics.")
 
 

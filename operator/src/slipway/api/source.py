@@ -21,7 +21,7 @@ from slipway.api.common import (
 )
 from slipway.api.rules import ApiModel, Rule, matches
 
-ModelFormat = Literal["PyTorch", "ONNX", "TorchServe"]
+ModelFormat = Literal["PyTorch", "ONNX", "TorchServe", "TorchScript", "ExportedProgram"]
 Target = Literal["ONNX", "TorchScript", "ExportedProgram", "AOTInductor", "TorchTensorRT", "None"]
 Precision = Literal["Float32", "Float16", "BFloat16", "Int8Dynamic", "Int8Static"]
 # Which precisions a target can be built in; slipway_runtime.candidates.PRECISIONS is the converter's list, and a test keeps the two equal.
@@ -33,6 +33,8 @@ PRECISIONS: dict[str, tuple[str, ...]] = {
     "TorchTensorRT": ("Float32", "Float16", "BFloat16"),
     "None": ("Float32",),
 }
+# What can be made of a source; one that is not listed has every target. slipway_runtime.candidates.TARGETS is the converter's list.
+TARGETS: dict[str, tuple[str, ...]] = {"ONNX": ("None", "ONNX"), "TorchScript": ("None", "ONNX", "TorchScript")}
 DType = Literal["bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64", "float16", "float32", "float64"]
 
 _IDENTIFIER = "[A-Za-z_][A-Za-z0-9_]*"
@@ -123,8 +125,8 @@ Dimension = Annotated[
 ]
 
 
-def _is_onnx(model: ModelSource) -> bool:
-    return model.format == "ONNX"
+def _is_converted(model: ModelSource) -> bool:
+    return model.format in {"ONNX", "TorchScript", "ExportedProgram"}
 
 
 def _has_one_digest(model: ModelSource) -> bool:
@@ -136,9 +138,9 @@ class ModelSource(ApiModel):
 
     rules = (
         Rule(
-            "!(has(self.format) && self.format == 'ONNX' && (has(self.entrypoint) || has(self.arguments)))",
+            "!has(self.format) || !(has(self.entrypoint) || has(self.arguments)) || self.format in ['PyTorch', 'TorchServe']",
             "entrypoint and arguments are for PyTorch models; remove them, or set format to PyTorch",
-            lambda model: not (_is_onnx(model) and (model.entrypoint is not None or model.arguments is not None)),
+            lambda model: not (_is_converted(model) and (model.entrypoint is not None or model.arguments is not None)),
         ),
         Rule(
             "!has(self.digest) || !self.uri.contains('@sha256:') || self.uri.endsWith(self.digest)",
@@ -153,21 +155,18 @@ class ModelSource(ApiModel):
     )
 
     uri: Uri = Field(
-        description="The model folder; it is read and never changed. oci://host[:port]/repository[:tag|@digest] (pushed with "
-        "`slipway push`), s3://BUCKET/path, gs://BUCKET/path, az://CONTAINER/path (a folder, or one file as for http), "
-        "hf://OWNER/NAME[@revision][/folder], "
-        "https:// or http:// (a .tar, .tar.gz, .tgz or .zip of the folder, or one .onnx or .mar file), configmap://NAME (keys are "
-        "file names) or pvc://CLAIM/path. Example: oci://slipway-registry.slipway-system:5000/models/digits:v1."
+        description="The model folder; never changed. oci://host[:port]/repository[:tag|@digest] (made by `slipway push`), "
+        "s3://BUCKET/path, gs://BUCKET/path, az://CONTAINER/path, hf://OWNER/NAME[@revision][/folder], https:// or http:// (a .tar, "
+        ".tar.gz, .tgz or .zip of the folder, or one .onnx, .pt, .pt2 or .mar file), configmap://NAME "
+        "or pvc://CLAIM/path. Example: oci://slipway-registry.slipway-system:5000/models/digits:v1."
     )
     digest: Digest | None = Field(
         default=None,
-        description="Pins the source: anything else is refused with DigestMismatch. The manifest digest (oci), the sha256 of the "
-        "one file, or the sha256 over the files of a folder; status shows it. Example: sha256:9f86…. "
-        "Default: whatever the URI names now.",
+        description="Pins the source to the digest that status shows for it. Example: sha256:9f86…. Default: what the URI names now.",
     )
     format: ModelFormat | None = Field(
         default=None,
-        description="What the folder holds: PyTorch, ONNX or TorchServe (a .mar of torch-model-archiver with a default handler). "
+        description="What the folder holds: PyTorch, ONNX, TorchScript (of torch.jit.save), ExportedProgram (.pt2) or TorchServe (.mar). "
         "Default: format in model.yaml, else by the files.",
     )
     entrypoint: (
@@ -192,14 +191,13 @@ class ModelSource(ApiModel):
     )
     weights: RelativePath | None = Field(
         default=None,
-        description="File of the weights in the folder: .safetensors, or .pt read with weights_only=True; for ONNX the .onnx file. "
+        description="File of the weights in the folder: .safetensors, or .pt read with weights_only=True; else the model's file. "
         "Example: weights.safetensors. Default: weights in model.yaml.",
     )
     credentials_secret_ref: SecretReference | None = Field(
         default=None,
-        description="A Secret with the credentials of the source: .dockerconfigjson for oci; username and password, or token, for http; "
-        "AWS_ACCESS_KEY_ID … for s3, and so on: docs/sources.md lists the keys. "
-        "Only the container that downloads gets it. Default: none.",
+        description="A Secret with the credentials of the source; docs/sources.md lists its keys. Only the container that downloads gets "
+        "it. Default: none.",
     )
 
 
@@ -267,12 +265,11 @@ class Candidate(ApiModel):
     )
 
     target: Target = Field(
-        description="ONNX, TorchScript, ExportedProgram, AOTInductor, TorchTensorRT, or None to serve the source as it is. An ONNX source "
-        "has None and ONNX."
+        description="None serves the source as it is. An ONNX source has None and ONNX, a TorchScript source TorchScript too."
     )
     precision: Precision = Field(
         default="Float32",
-        description="Of weights and computation: Float32, Float16, BFloat16, Int8Dynamic or Int8Static. Default: Float32.",
+        description="Of weights and computation. Default: Float32.",
     )
     method: Literal["Trace", "Script"] | None = Field(
         default=None, description="TorchScript only: Trace, or Script where control flow depends on values. Default: Trace."
@@ -294,8 +291,8 @@ class ValidationData(ApiModel):
     """Golden data of one's own."""
 
     uri: DataUri = Field(
-        description="An .npz file, or a folder with one, whose arrays are named like the inputs, and `labels` (int64 class per "
-        "sample) for the accuracy. Forms as in model.uri. Example: pvc://data/golden.npz."
+        description="An .npz file, or a folder with one: arrays named like the inputs, and `labels` (int64) for the accuracy. Forms as in "
+        "model.uri. Example: pvc://data/golden.npz."
     )
 
 
@@ -304,10 +301,9 @@ class Validation(ApiModel):
 
     data: ValidationData | None = Field(
         default=None,
-        description="Inputs, and labels, to compare on. Default: validation.data in model.yaml, else seeded random inputs made from "
-        "the signature.",
+        description="Inputs, and labels, to compare on. Default: validation.data in model.yaml, else seeded random inputs.",
     )
-    samples: int = Field(default=64, ge=1, le=10000, description="How many samples are compared. A count, for example 200. Default: 64.")
+    samples: int = Field(default=64, ge=1, le=10000, description="How many samples are compared. Example: 200. Default: 64.")
     max_absolute_error: DecimalString | None = Field(
         default=None,
         description='The largest difference of any output value that passes. Example: "1e-4". Default: "1e-3"; 1 % of the largest output '
@@ -315,12 +311,11 @@ class Validation(ApiModel):
     )
     min_top1_agreement_percent: Percent = Field(
         default=99,
-        description="In how many of 100 samples the largest output must be at the same place as the source's; classifiers only. "
-        "Example: 100. Default: 99.",
+        description="In how many of 100 samples it must find the source's class; classifiers only. Example: 100. Default: 99.",
     )
     min_accuracy_percent: Percent | None = Field(
         default=None,
-        description="In how many of 100 samples the candidate must be right; needs labels in the data. Example: 95. Default: not checked.",
+        description="In how many of 100 samples it must be right; needs labels. Example: 95. Default: not checked.",
     )
 
 
@@ -330,7 +325,7 @@ class Calibration(ApiModel):
     uri: DataUri = Field(description="An .npz file, or a folder with one, of inputs. Example: https://host/calibration.npz.")
     samples: int = Field(default=200, ge=1, le=10000, description="How many samples are used. Default: 200.")
     method: Literal["MinMax", "Entropy", "Percentile"] = Field(
-        default="MinMax", description="How outliers are clipped: MinMax (not at all), Entropy or Percentile. Default: MinMax."
+        default="MinMax", description="How outliers are clipped; MinMax: not at all. Default: MinMax."
     )
 
 
@@ -352,8 +347,8 @@ class Conversion(ApiModel):
 
     candidates: Candidates | None = Field(
         default=None,
-        description="Forms to try, in order of preference: without objective, the first that passes validation is served. "
-        "Example: [{target: ONNX}, {target: AOTInductor}]. Default: [{target: ONNX}] for PyTorch, [{target: None}] for ONNX.",
+        description="Forms to try, the preferred first: without objective, the first that passes is served. "
+        "Example: [{target: ONNX}, {target: AOTInductor}]. Default: [{target: ONNX}] for PyTorch, else [{target: None}].",
     )
     objective: Literal["Latency", "Throughput", "Size"] | None = Field(
         default=None,
@@ -366,7 +361,7 @@ class Conversion(ApiModel):
     )
     timeout: Duration = Field(
         default="10m",
-        description="Limit for the container convert, and again for validate. A duration, for example 1h30m. Default: 10m.",
+        description="Limit for convert, and again for validate. A duration, for example 1h30m. Default: 10m.",
     )
     resources: ResourceRequirements | None = Field(
         default=None, description="Resources of the containers convert and validate. Example: {limits: {memory: 4Gi}}. Default: none."
@@ -374,14 +369,15 @@ class Conversion(ApiModel):
 
 
 def has_supported_targets(spec: Any) -> bool:
-    """Whether an ONNX source, if it is one, asks for nothing but ONNX."""
+    """Whether the source, if its format is named, can become all that is asked for."""
     candidates = (spec.conversion and spec.conversion.candidates) or ()
-    return not _is_onnx(spec.model) or all(candidate.target in {"None", "ONNX"} for candidate in candidates)
+    known = TARGETS.get(spec.model.format)
+    return known is None or all(candidate.target in known for candidate in candidates)
 
 
-ONNX_TARGETS = Rule(
-    "!(has(self.model.format) && self.model.format == 'ONNX' && has(self.conversion) && has(self.conversion.candidates)) || "
-    "self.conversion.candidates.all(c, c.target in ['None', 'ONNX'])",
-    "an ONNX source is served as it is, or in another precision; its targets are None and ONNX",
+SOURCE_TARGETS = Rule(
+    "!has(self.model.format) || !(self.model.format in ['ONNX', 'TorchScript']) || !has(self.conversion) || "
+    "!has(self.conversion.candidates) || self.conversion.candidates.all(c, c.target in ['None', 'ONNX'] || c.target == self.model.format)",
+    "the source has no such target; an ONNX source: None, ONNX; TorchScript: None, ONNX, TorchScript; ExportedProgram and PyTorch: all",
     has_supported_targets,
 )

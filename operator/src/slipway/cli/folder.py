@@ -18,7 +18,7 @@ from slipway.cli.errors import CliError
 
 FILE_NAME = "model.yaml"
 FIELDS = {"format", "entrypoint", "arguments", "weights", "signature", "preprocessing", "labels", "validation"}
-FORMATS = ("PyTorch", "ONNX", "TorchServe")
+FORMATS = ("PyTorch", "ONNX", "TorchServe", "TorchScript", "ExportedProgram")
 _SKIPPED = re.compile(r"(^|/)(__pycache__|\.git|\.ipynb_checkpoints|\.DS_Store)(/|$)|\.pyc$")
 _MAX_MANIFEST_BYTES = 1 << 20
 
@@ -43,7 +43,7 @@ def read_folder(root: Path) -> ModelFolder:
         raise CliError(f"{root} has no files", "name the folder that holds the model")
     manifest = _manifest(root) if FILE_NAME in files else None
     if manifest is None:
-        if any(name.endswith(".onnx") for name in files):
+        if any(name.endswith((".onnx", ".pt2", ".mar")) for name in files):
             return ModelFolder(root, files)
         return ModelFolder(root, files, (f"there is no {FILE_NAME}: the resource has to name the entrypoint and the weights",))
     _check(root, manifest, set(files))

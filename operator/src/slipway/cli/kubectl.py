@@ -59,6 +59,14 @@ class Cluster:
         """Run `kubectl get` for a list."""
         return list((self.find(*arguments) or {}).get("items", ()))
 
+    def raw(self, path: str) -> str:
+        """Run `kubectl get --raw` with a path of the API server.
+
+        Raises:
+            CliError: the cluster, or what is behind the path, does not answer or refuses.
+        """
+        return self._run("get", "--raw", path)
+
     def patch(self, kind: str, name: str, patch: Sequence[Mapping[str, Any]]) -> None:
         """Run `kubectl patch` with a JSON patch (RFC 6902).
 

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import click
 
+from slipway.cli.experiment import experiment
 from slipway.cli.kubectl import Cluster
 from slipway.cli.options import place_options
 from slipway.cli.plan import plan
 from slipway.cli.predict import predict
 from slipway.cli.push import push
+from slipway.cli.report import report
 from slipway.cli.rollout import COMMANDS
 from slipway.cli.status import status
 
@@ -25,5 +27,5 @@ def main(ctx: click.Context, /, kubeconfig: str | None, context: str | None, nam
     ctx.obj = Cluster(kubeconfig, context, namespace)
 
 
-for command in (push, status, plan, predict, *COMMANDS):
+for command in (push, status, report, plan, predict, experiment, *COMMANDS):
     main.add_command(command)

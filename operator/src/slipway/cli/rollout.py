@@ -32,14 +32,17 @@ Patch = list[dict[str, Any]]
 @click.option("--full", is_flag=True, help="Skip all steps that are left, and the verdict of the analysis.")
 @with_cluster
 def promote(*, cluster: Cluster, name: str, full: bool) -> None:
-    """Let NAME's rollout go on past the step that it is in."""
-    resource = _find(cluster, name)
+    """Let NAME's rollout go on past the step that it is in, or past the comparison of answers before the first."""
+    resource = find(cluster, name)
     revision, step = _coming(resource)
     if not full and step is None:
         raise CliError(f"revision {revision} is in no step", "promote it all the way with --full, or wait")
+    is_compared = (status_of(resource).get("canary") or {}).get("phase") == "Shadowing"
+    step = 0 if is_compared else step
+    past = "the comparison of answers" if is_compared else f"step {step}"
     value = revision if full else f"{revision}/{step}"
     cluster.patch(MDEP, name, [*_note(resource, names.PROMOTE, value), *_note(resource, names.ABORT, None)])
-    click.echo(f"{name}: revision {revision} promoted " + ("all the way" if full else f"past step {step}"))
+    click.echo(f"{name}: revision {revision} promoted " + ("all the way" if full else f"past {past}"))
 
 
 @click.command()
@@ -47,7 +50,7 @@ def promote(*, cluster: Cluster, name: str, full: bool) -> None:
 @with_cluster
 def abort(*, cluster: Cluster, name: str) -> None:
     """Give up NAME's new revision; the stable one gets all requests. It is not tried again until the spec changes."""
-    resource = _find(cluster, name)
+    resource = find(cluster, name)
     revision, _ = _coming(resource)
     cluster.patch(MDEP, name, _note(resource, names.ABORT, revision))
     stable = (status_of(resource).get("stable") or {}).get("revision", "none")
@@ -78,7 +81,7 @@ def resume(*, cluster: Cluster, name: str) -> None:
 @with_cluster
 def undo(*, cluster: Cluster, name: str, revision: str | None) -> None:
     """Put NAME's spec back to what an earlier revision was made of; nothing is downloaded from its source or converted again."""
-    resource = _find(cluster, name)
+    resource = find(cluster, name)
     deployments = cluster.items("deployments.apps", "-l", f"{names.DEPLOYMENT}={name}")
     to = revision or previous(resource)
     found = next((d for d in deployments if name_of(d) == to), None)
@@ -94,7 +97,7 @@ def undo(*, cluster: Cluster, name: str, revision: str | None) -> None:
 @with_cluster
 def history(*, cluster: Cluster, name: str) -> None:
     """Show NAME's revisions: what serves, what comes, what was, and which of them `undo` can go back to."""
-    resource = _find(cluster, name)
+    resource = find(cluster, name)
     deployments = cluster.items("deployments.apps", "-l", f"{names.DEPLOYMENT}={name}")
     table = Table("revision", "state", "reason", "since", "kept", "model", box=None, pad_edge=False)
     for row in rows(resource, deployments):
@@ -161,7 +164,12 @@ def undo_patch(resource: Manifest, deployment: Manifest) -> Patch:
     return [*patch, *notes, *(_note(resource, names.ABORT, None) if annotation(resource, names.ABORT) == revision else [])]
 
 
-def _find(cluster: Cluster, name: str) -> Manifest:
+def find(cluster: Cluster, name: str) -> Manifest:
+    """Return the ModelDeployment.
+
+    Raises:
+        CliError: there is none of that name.
+    """
     resource = cluster.find(MDEP, name)
     if resource is None:
         place = f" in namespace {cluster.namespace}" if cluster.namespace else ""

@@ -32,6 +32,7 @@ SHIPPED_RUNTIME: Manifest = {
             {"name": "ExportedProgram", "image": "slipway-runtime-torch"},
             {"name": "AOTInductor", "image": "slipway-runtime-torch"},
             {"name": "PyTorch", "image": "slipway-runtime-torch"},
+            {"name": "TorchServe", "image": "slipway-runtime-torch"},
         ],
         "command": ["slipway-runtime"],
         "args": [
@@ -163,8 +164,9 @@ def _finish_jobs(world: World) -> None:
 
 
 def _first_candidate(spec: Mapping[str, Any]) -> dict[str, str]:
-    source = "ONNX" if spec["model"].get("format") == "ONNX" else "PyTorch"  # an archive of TorchServe is read as a PyTorch model
-    candidates = (spec.get("conversion") or {}).get("candidates") or [{"target": "None" if source == "ONNX" else "ONNX"}]
+    named = spec["model"].get("format")
+    source = "PyTorch" if named in (None, "TorchServe") else named  # most archives of TorchServe are read as PyTorch models
+    candidates = (spec.get("conversion") or {}).get("candidates") or [{"target": "ONNX" if source == "PyTorch" else "None"}]
     target = candidates[0]["target"]
     return {"format": source if target == "None" else target, "precision": candidates[0].get("precision", "Float32")}
 

@@ -67,6 +67,11 @@ def status_tree(view: View) -> Tree:
     tree.add(_line("model ", (resource["spec"]["model"]["uri"], ""), (_short(_source_digest(status)), "dim")))
     if status.get("url"):
         tree.add(_line("url ", (status["url"], "")))
+    for kind in ("Experiments", "Shadow"):
+        found = condition(resource, kind)
+        if found is not None:
+            style = GOOD if found["status"] == "True" else BAD
+            tree.add(_line(f"{kind.lower()} ", (str(found["reason"]), style), (str(found.get("message", "")).partition(NEXT)[0], "")))
     for role, key in (("stable", "stable"), ("coming", "canary")):
         if status.get(key):
             _add_revision(tree, role, status[key], view)
@@ -106,7 +111,7 @@ def _traffic(row: Mapping[str, Any]) -> str:
 
 def _rollout_line(row: Mapping[str, Any]) -> Text:
     phase = str(row["phase"])
-    style = {"RolledBack": BAD, "Progressing": GOOD}.get(phase, BUSY)
+    style = {"RolledBack": BAD, "Progressing": GOOD, "Shadowing": GOOD}.get(phase, BUSY)
     since = f"since {row['stepStartedAt']}" if row.get("stepStartedAt") else ""
     why = f"{row['reason']}: {row.get('message', '')}" if row.get("reason") else ""
     return _line("rollout ", (phase, style), (f"step {row['step']}" if row.get("step") else "", ""), (since, "dim"), (why, ""))

@@ -17,7 +17,7 @@ from slipway.plan.objects import owner
 from slipway.snapshot import Manifest
 
 CLAIM = "accelerator"  # of the claim in the pod, and of the request in the claim
-TARGETS = frozenset({"TorchTensorRT"})  # that are built, and can be loaded, on the device only
+TARGETS = frozenset({"AOTInductor", "TorchTensorRT"})  # that are compiled on the device that will serve
 HOSTNAME, ZONE = "kubernetes.io/hostname", "topology.kubernetes.io/zone"
 # How an accelerator's nodes are kept free of other pods: AKS by its own key, GKE and most others by the name of the resource or its vendor.
 AKS_TAINT = {"key": "sku", "operator": "Equal", "value": "gpu", "effect": "NoSchedule"}

@@ -40,7 +40,11 @@ def artifact_spec(spec: Mapping[str, Any], config: Config) -> dict[str, Any]:
     """Return the spec of the ModelArtifact that a ModelDeployment's spec asks for."""
     shared = {key: spec[key] for key in ("model", "signature", "conversion") if spec.get(key)}
     wish = accelerator.for_conversion(spec)
-    return shared | ({"accelerator": dict(wish)} if wish else {}) | {"converterImage": config.converter_image}
+    size = (((spec.get("serving") or {}).get("batching")) or {}).get("maxBatchSize")
+    # no other objective depends on it, and a change of serving alone should not convert anew
+    is_asked = size and (spec.get("conversion") or {}).get("objective") == "Throughput"
+    more = ({"accelerator": dict(wish)} if wish else {}) | ({"maxBatchSize": size} if is_asked else {})
+    return shared | more | {"converterImage": config.converter_image}
 
 
 def artifact_manifest(namespace: str, spec: Mapping[str, Any], owners: Sequence[Mapping[str, Any]], version: str | None) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -11,7 +11,7 @@ from slipway import names
 from slipway.api.conditions import blocking_message, format_time, remove_condition, set_condition
 from slipway.api.reasons import Reason
 from slipway.plan.artifact import conversion_claims, conversion_job
-from slipway.plan.diagnose import Problem, job_failure, job_progress, job_state, published
+from slipway.plan.diagnose import Problem, job_failure, job_progress, job_state, published, rejected
 from slipway.plan.objects import condition, is_true, label, name_of, ref, status_of
 from slipway.snapshot import ArtifactSnapshot, Config, Decision, Event, Manifest
 
@@ -45,7 +45,7 @@ def decide_artifact(snapshot: ArtifactSnapshot, now: datetime, config: Config) -
     if result is not None:
         return _succeed(artifact, result, config, now)
     lost = Problem(Reason.INTERNAL_ERROR, "the conversion ended well but its pod was removed before its result was read")
-    return _fail(artifact, attempt, lost if state == "Succeeded" else job_failure(job, pods), now)
+    return _fail(artifact, attempt, lost if state == "Succeeded" else job_failure(job, pods), rejected(pods), now)
 
 
 def _start(snapshot: ArtifactSnapshot, attempt: int, now: datetime, config: Config) -> Decision:
@@ -95,12 +95,12 @@ def _succeed(artifact: Manifest, result: Mapping[str, Any], config: Config, now:
     return _decision(artifact, values, Problem(reason, message))
 
 
-_RESULT_FIELDS = ("sourceDigest", "contentKey", "format", "precision", "sizeBytes", "candidates", "signature", "tools")
+_RESULT_FIELDS = ("sourceDigest", "contentKey", "format", "precision", "sizeBytes", "choice", "candidates", "signature", "tools")
 
 
-def _fail(artifact: Manifest, attempt: int, problem: Problem, now: datetime) -> Decision:
+def _fail(artifact: Manifest, attempt: int, problem: Problem, rows: Sequence[Mapping[str, Any]], now: datetime) -> Decision:
     conditions = _conditions(artifact, problem, now)
-    values: dict[str, Any] = {"attempts": attempt, "lastFailure": problem.as_failure()}
+    values: dict[str, Any] = {"attempts": attempt, "lastFailure": problem.as_failure()} | ({"candidates": list(rows)} if rows else {})
     generation = _generation(artifact)
     if not problem.is_retried:
         conditions = remove_condition(conditions, "Reconciling")

@@ -10,12 +10,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import ValidationError
+
 from slipway import names
+from slipway.api.modelartifact import CandidateStatus
 from slipway.api.reasons import REASONS, Reason, reason_for_exit_code
 from slipway.plan.objects import condition, label, name_of, status_of
 from slipway.snapshot import Manifest
 
 _PULL_REASONS = {"ImagePullBackOff", "ErrImagePull", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError"}
+_INT64 = 2**63
 _PROGRESS = {
     "fetch": Reason.FETCHING,
     "convert": Reason.CONVERTING,
@@ -169,6 +173,28 @@ def job_failure(job: Manifest, pods: Iterable[Manifest]) -> Problem:
     if failed.get("reason") == "DeadlineExceeded":
         return Problem(Reason.CONVERSION_TIMEOUT, str(failed.get("message", "the Job ran past its deadline")))
     return Problem(Reason.INTERNAL_ERROR, f"the conversion Job failed and left no reason: {failed.get('message', '')}")
+
+
+def rejected(pods: Iterable[Manifest]) -> list[dict[str, Any]]:
+    """Return the candidates of a container that failed because none of them passed; empty when it failed for another reason.
+
+    Model code can write such a message too, so a row that the CRD would refuse is left out: it would make the status unwritable.
+    """
+    for pod in pods:
+        for container in container_statuses(pod):
+            ended = (container.get("state") or {}).get("terminated") or {}
+            rows = termination(ended).get("candidates") if ended.get("exitCode") else None
+            if isinstance(rows, list):
+                return [found for row in rows for found in _valid_row(row)]
+    return []
+
+
+def _valid_row(row: object) -> list[dict[str, Any]]:
+    try:
+        found = CandidateStatus.model_validate(row, strict=True).model_dump(by_alias=True, exclude_none=True)
+    except ValidationError:
+        return []
+    return [found] if all(abs(value) < _INT64 for value in found.values() if isinstance(value, int)) else []
 
 
 def published(pods: Iterable[Manifest]) -> dict[str, Any] | None:

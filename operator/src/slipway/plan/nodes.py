@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 from slipway import names
@@ -69,18 +70,23 @@ class Room:
 
 
 def demand(pod_spec: Mapping[str, Any], resource: str) -> int:
-    """Return how many of the resource a pod occupies: init containers run one after the other, containers at the same time.
+    """Return how many devices of a kind a pod occupies."""
+    return int(occupied(pod_spec, resource))
+
+
+def occupied(pod_spec: Mapping[str, Any], resource: str) -> Decimal:
+    """Return how much of the resource a pod occupies: init containers run one after the other, containers at the same time.
 
     Source: kubernetes.io/docs/concepts/workloads/pods/init-containers, "Resource sharing within containers".
     """
 
-    def of(container: Mapping[str, Any]) -> int:
+    def of(container: Mapping[str, Any]) -> Decimal:
         resources = container.get("resources") or {}
         asked = (resources.get("requests") or {}).get(resource) or (resources.get("limits") or {}).get(resource) or 0
-        return int(parse_quantity(asked))
+        return parse_quantity(asked)
 
-    first = max((of(c) for c in pod_spec.get("initContainers") or ()), default=0)
-    return max(first, sum(of(c) for c in pod_spec.get("containers") or ()))
+    first = max((of(c) for c in pod_spec.get("initContainers") or ()), default=Decimal(0))
+    return max(first, sum((of(c) for c in pod_spec.get("containers") or ()), Decimal(0)))
 
 
 def room(pod_spec: Mapping[str, Any], resource: str, nodes: Iterable[Manifest], pods: Iterable[Manifest]) -> Room:

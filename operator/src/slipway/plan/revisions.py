@@ -134,12 +134,13 @@ def policy(resource: Manifest) -> Policy:
     )
     if rollout is None:
         return plain
-    analysis, steps = rollout.get("analysis"), rollout.get("steps") or ()
+    analysis, steps, shadow = rollout.get("analysis"), rollout.get("steps") or (), rollout.get("shadow")
     return replace(
         plain,
         strategy=Strategy(rollout.get("strategy", Strategy.CANARY)),
         steps=tuple(Step(int(s["weight"]), parse_duration(s["duration"]) if s.get("duration") else None) for s in steps),
         keep=parse_duration(rollout["keepPrevious"]) if rollout.get("keepPrevious") and rollout.get("strategy") != "Recreate" else 0,
+        shadow=parse_duration(shadow.get("duration", "1m")) if shadow is not None and steps else None,
         pauses_on_failure=rollout.get("onFailure") == "Pause",
         interval=parse_duration((analysis or {}).get("interval", "15s")) if steps else None,
         needs_pass=analysis is not None,

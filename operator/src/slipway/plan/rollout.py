@@ -16,7 +16,7 @@ from datetime import datetime
 from enum import StrEnum
 
 from slipway.api.reasons import Reason
-from slipway.verdict import MetricVerdict, failures, lacks_traffic_only, overall
+from slipway.verdict import MetricVerdict, Replay, failures, lacks_traffic_only, overall
 
 MAX_TRANSITIONS = 4  # in one pass; more would be a loop
 SOON = 1.0  # seconds
@@ -37,10 +37,14 @@ class Strategy(StrEnum):
     RECREATE = "Recreate"
 
 
+REPLAYED = frozenset({Strategy.CANARY, Strategy.BLUE_GREEN})  # those that can wait for it: stable answers meanwhile
+
+
 class Phase(StrEnum):
     """Where a rollout stands."""
 
     PREPARING = "Preparing"  # the pods that the step needs are coming up; its weight is not given yet
+    SHADOWING = "Shadowing"  # no weight; both revisions answer copies of requests, and their answers are compared
     PROGRESSING = "Progressing"  # the step's weight is given and its time runs
     PAUSED = "Paused"  # the step's weight is given; a promotion is needed to go on
     PROMOTING = "Promoting"  # every step is done; the pods come to full size
@@ -64,8 +68,9 @@ class Policy:
     has_gateway: bool = False
     pauses_on_failure: bool = False
     is_paused: bool = False
-    promote: str | None = None  # "<revision>": all the way; "<revision>/<n>": past step n, counted from 1
+    promote: str | None = None  # "<revision>": all the way; "<revision>/<n>": past step n, counted from 1, and past the shadow before it
     abort: str | None = None  # a revision
+    shadow: int | None = None  # seconds that answers are compared before the first step; None: not at all
     keep: int = 0  # seconds that the replaced revision keeps all its pods, so that going back to it takes none
     interval: int | None = None  # of the analysis, in seconds; None: nothing is measured
     needs_pass: bool = True  # of the analysis, before a step ends; else only a Fail counts
@@ -82,6 +87,10 @@ class Policy:
         if name != revision:
             return 0
         return int(step) if step.isdigit() else len(self.steps) + 1
+
+    def skips_shadow(self, revision: str) -> bool:
+        """Say whether the user promoted the revision past the comparison of answers, or further."""
+        return (self.promote or "").partition("/")[0] == revision
 
     def skips_all(self, revision: str) -> bool:
         """Say whether the user promoted the revision all the way, whatever the analysis says."""
@@ -137,6 +146,8 @@ class Observed:
     sides: Mapping[str, Side] = field(default_factory=dict)
     left: Mapping[str, datetime] = field(default_factory=dict)
     verdicts: Sequence[MetricVerdict] = ()
+    has_comparator: bool = False  # whether the comparator of stable and target is ready
+    replay: Replay = field(default_factory=Replay)  # of golden inputs on the target's pods, while it has no weight
 
     def side(self, revision: str | None) -> Side:
         """Return the pods of a revision; one without a Deployment has none."""
@@ -202,7 +213,8 @@ def advance(before: Rollout | None, seen: Observed, policy: Policy, now: datetim
     if stable is None or stable == target:
         return _settled(stable, seen, policy, now, drain_seconds)
     rollout = _walk(before, seen, policy, now)
-    if rollout.phase is Phase.PROMOTING and _is_sized(seen, policy, seen.replicas) and not _is_held(seen, policy):
+    is_ready = _is_sized(seen, policy, seen.replicas) and _is_replayed(rollout, seen, policy)
+    if rollout.phase is Phase.PROMOTING and is_ready and not _is_held(seen, policy):
         return _settled(target, replace(seen, left={**left, stable: now}, previous=stable), policy, now, drain_seconds)
     if rollout.phase is Phase.ROLLED_BACK and rollout.since is not None:
         seen = replace(seen, left={**left, target: rollout.since})
@@ -242,7 +254,8 @@ def _next(rollout: Rollout, seen: Observed, policy: Policy, now: datetime) -> Ro
     fault = None if rollout.phase is Phase.ROLLED_BACK else _fault(rollout, seen, policy)
     if fault is not None:
         return _failed(rollout, fault, policy, now)
-    if rollout.weight > 0 and seen.side(seen.target).ready == 0:
+    is_exposed = rollout.weight > 0 or rollout.phase is Phase.SHADOWING
+    if is_exposed and seen.side(seen.target).ready == 0:
         return _without_weight(rollout)
     return _forward(rollout, seen, policy, now)
 
@@ -255,6 +268,8 @@ def _forward(rollout: Rollout, seen: Observed, policy: Policy, now: datetime) ->
         return replace(rollout, phase=Phase.PROMOTING, fault=None)
     if rollout.phase is Phase.PREPARING:
         return _prepared(rollout, seen, policy, now)
+    if rollout.phase is Phase.SHADOWING:
+        return _begun(rollout, seen, policy, now) if _is_compared(rollout, seen, policy, now) else rollout
     if not _is_done(rollout, seen, policy, now):
         return rollout
     return replace(rollout, phase=Phase.PREPARING, step=rollout.step + 1, fault=None)
@@ -277,14 +292,42 @@ def _last(rollout: Rollout, policy: Policy) -> int:
 
 
 def _prepared(rollout: Rollout, seen: Observed, policy: Policy, now: datetime) -> Rollout:
-    """Give the step's weight once its pods are ready."""
-    step = policy.steps[rollout.step]
+    """Give the step's weight once its pods are ready; before the first one, compare answers if that is wanted."""
     if seen.replicas == 0:
         return replace(rollout, step=len(policy.steps))  # there is no traffic to share
-    if not _is_sized(seen, policy, canary_size(step.weight, seen.replicas, has_gateway=policy.has_gateway)):
+    if not _is_replayed(rollout, seen, policy) or not _is_step_sized(rollout, seen, policy):
         return rollout
-    waits = step.duration is None or rollout.fault is not None
-    return replace(rollout, phase=Phase.PAUSED if waits else Phase.PROGRESSING, weight=step.weight, since=now)
+    if needs_shadow(rollout, policy):
+        return replace(rollout, phase=Phase.SHADOWING, since=now) if seen.has_comparator else rollout
+    return _begun(rollout, seen, policy, now)
+
+
+def needs_shadow(rollout: Rollout, policy: Policy) -> bool:
+    """Say whether answers are to be compared before the revision gets its first weight."""
+    is_first = rollout.step == 0 and rollout.weight == 0 and rollout.phase in (Phase.PREPARING, Phase.SHADOWING)
+    return policy.shadow is not None and bool(_last(rollout, policy)) and is_first and not policy.skips_shadow(rollout.revision)
+
+
+def _is_compared(rollout: Rollout, seen: Observed, policy: Policy, now: datetime) -> bool:
+    """Say whether enough answers were compared: promoted by hand, or the time is over and the verdict, if one is needed, is a Pass."""
+    if not needs_shadow(rollout, policy):
+        return True
+    is_over = rollout.since is not None and (now - rollout.since).total_seconds() >= (policy.shadow or 0)
+    return rollout.fault is None and is_over and (not policy.needs_pass or _passes(_fresh(rollout, seen), policy))
+
+
+def _is_step_sized(rollout: Rollout, seen: Observed, policy: Policy) -> bool:
+    return _is_sized(seen, policy, canary_size(policy.steps[rollout.step].weight, seen.replicas, has_gateway=policy.has_gateway))
+
+
+def _begun(rollout: Rollout, seen: Observed, policy: Policy, now: datetime) -> Rollout:
+    """Give the step's weight, if its pods are still ready."""
+    if not _is_step_sized(rollout, seen, policy):
+        return rollout
+    step = policy.steps[rollout.step]
+    fault = None if rollout.phase is Phase.SHADOWING else rollout.fault
+    waits = step.duration is None or fault is not None
+    return replace(rollout, phase=Phase.PAUSED if waits else Phase.PROGRESSING, weight=step.weight, since=now, fault=fault)
 
 
 def _is_sized(seen: Observed, policy: Policy, size: int) -> bool:
@@ -295,6 +338,17 @@ def _is_sized(seen: Observed, policy: Policy, size: int) -> bool:
     others = (s for name, s in seen.sides.items() if name not in (seen.target, seen.stable))
     # without a gateway the Service lets in every pod of the deployment: those of a third revision must be gone first
     return policy.has_gateway or policy.strategy is Strategy.TAKE_OVER or all(s.size == 0 and s.pods == 0 for s in others)
+
+
+def _is_replayed(rollout: Rollout, seen: Observed, policy: Policy) -> bool:
+    """Say whether the golden inputs gave what they should, before the first request of a user.
+
+    Pods that cannot be asked (Inconclusive) hold up only a rollout that asks for a Pass of its analysis.
+    """
+    if rollout.weight > 0 or policy.strategy not in REPLAYED or policy.promoted_steps(rollout.revision) > rollout.step:
+        return True
+    verdict = seen.replay.verdict
+    return verdict in ("Pass", "Skipped") or (verdict == "Inconclusive" and not (policy.needs_pass and policy.interval is not None))
 
 
 def _is_done(rollout: Rollout, seen: Observed, policy: Policy, now: datetime) -> bool:
@@ -322,12 +376,15 @@ def _fault(rollout: Rollout, seen: Observed, policy: Policy) -> Fault | None:
     """Return why the rollout should stop, if it should."""
     if policy.abort == rollout.revision:
         return Fault(Reason.ROLLOUT_ABORTED, f"revision {rollout.revision} was aborted by the annotation slipway.dev/abort")
-    if rollout.fault is not None and rollout.phase is Phase.PAUSED:
+    if rollout.fault is not None and rollout.phase in (Phase.PAUSED, Phase.SHADOWING):
         return None  # onFailure: Pause; it is up to a person now
     side = seen.side(rollout.revision)
     is_to_blame = side.fault is not None and policy.gives_up and side.fault.reason not in SHORTAGES
     if side.fault is not None and is_to_blame and (side.is_late or (rollout.weight > 0 and side.fault.reason in FAULTS)):
         return side.fault
+    is_wrong = rollout.weight == 0 and seen.replay.verdict == "Fail" and policy.strategy in REPLAYED
+    if is_wrong and policy.promoted_steps(rollout.revision) <= rollout.step:
+        return Fault(Reason.GOLDEN_MISMATCH, f"golden inputs, replayed before it had any traffic: {seen.replay.message}")
     failed = [v for v in _fresh(rollout, seen) if v.verdict == "Fail"]
     if failed and not policy.skips_all(rollout.revision):
         return Fault(Reason.ANALYSIS_FAILED, f"at {rollout.weight} % of the traffic: {failures(failed)}")
@@ -337,6 +394,8 @@ def _fault(rollout: Rollout, seen: Observed, policy: Policy) -> Fault | None:
 def _failed(rollout: Rollout, fault: Fault, policy: Policy, now: datetime) -> Rollout:
     """Give the revision up, or stop where it is when the user wants to look first."""
     if policy.pauses_on_failure and fault.reason is Reason.ANALYSIS_FAILED:
+        if rollout.phase is Phase.SHADOWING:
+            return replace(rollout, fault=fault)  # where it is, nobody gets its answers
         is_ahead = rollout.phase in (Phase.PREPARING, Phase.PROMOTING)  # its weight is still that of the step before
         return replace(rollout, phase=Phase.PAUSED, step=max(0, rollout.step - is_ahead), fault=fault)
     return replace(rollout, phase=Phase.ROLLED_BACK, weight=0, since=now, fault=fault)
@@ -404,9 +463,12 @@ def _with_drains(busy: Mapping[str, int], seen: Observed, now: datetime, drain_s
 
 
 def _step_left(rollout: Rollout, policy: Policy, now: datetime) -> float | None:
-    """Return the seconds until the step's time is over or the next evaluation of the analysis is due; None while there is no weight."""
-    if rollout.weight == 0 or rollout.since is None:
+    """Return the seconds until the step's time is over or the next evaluation is due; None while nothing is measured."""
+    if rollout.since is None or (rollout.weight == 0 and rollout.phase is not Phase.SHADOWING):
         return None
+    if rollout.phase is Phase.SHADOWING:
+        left = (policy.shadow or 0) - (now - rollout.since).total_seconds()
+        return _earliest(left if left > 0 else None, policy.interval)
     step = policy.steps[rollout.step] if rollout.phase is Phase.PROGRESSING and rollout.step < len(policy.steps) else None
     rest = step.duration - (now - rollout.since).total_seconds() if step is not None and step.duration is not None else 0.0
     return _earliest(rest if rest > 0 else None, policy.interval)

@@ -80,8 +80,10 @@ def route_kinds(resource: Manifest) -> tuple[str, ...]:
     return ("HTTPRoute", "GRPCRoute") if routing.get("grpcHostnames") else ("HTTPRoute",)
 
 
-def route(resource: Manifest, weights: Mapping[str, int], observed: Manifest | None, kind: str = "HTTPRoute") -> dict[str, Any]:
-    """Return the route with our weights in our rule, and everything else in it as it was found.
+def route(
+    resource: Manifest, weights: Mapping[str, int], observed: Manifest | None, kind: str = "HTTPRoute", mirror: str | None = None
+) -> dict[str, Any]:
+    """Return the route with our weights in our rule, and everything else in it as it was found; `mirror`: a Service that gets copies.
 
     Server-side apply cannot merge here: `rules` and `backendRefs` are atomic lists (gateway-api, apis/v1/httproute_types.go). So what
     users added, rules of their own and filters or timeouts of ours, is read and written back, guarded by the version that was read.
@@ -93,7 +95,10 @@ def route(resource: Manifest, weights: Mapping[str, int], observed: Manifest | N
     rules = [dict(rule) for rule in found.get("rules") or ()]
     index = _our_rule(rules, name_of(resource))
     ours = everything if index is None else rules[index]
-    ours = {**ours, "backendRefs": [_backend(revision, weight, port) for revision, weight in sorted(weights.items())]}
+    ours = {**ours, "backendRefs": [backend(revision, weight, port) for revision, weight in sorted(weights.items())]}
+    filters = [f for f in ours.get("filters") or () if _mirrored(f, name_of(resource)) is None]
+    filters += [_mirror(mirror)] if mirror is not None and kind == "HTTPRoute" else []
+    ours = {key: value for key, value in ours.items() if key != "filters"} | ({"filters": filters} if filters else {})
     rules = [*rules, ours] if index is None else [*rules[:index], ours, *rules[index + 1 :]]
     desired: dict[str, Any] = {
         "apiVersion": ROUTE_VERSION,
@@ -119,15 +124,43 @@ def _our_rule(rules: Sequence[Mapping[str, Any]], deployment: str) -> int | None
     return next(iter(plain or ours), None)
 
 
-def _backend(revision: str, weight: int, port: int) -> dict[str, Any]:
+def _mirror(service: str) -> dict[str, Any]:
+    reference = {"group": "", "kind": "Service", "name": service, "port": SERVICE_PORT}
+    return {"type": "RequestMirror", "requestMirror": {"backendRef": reference}}
+
+
+def _mirrored(item: Mapping[str, Any], deployment: str) -> str | None:
+    """Return the comparator that a filter copies requests to, None for a filter of somebody else."""
+    name = str(((item.get("requestMirror") or {}).get("backendRef") or {}).get("name", ""))
+    return name if re.fullmatch(names.shadow_pattern(deployment), name) else None
+
+
+def mirrors(manifest: Manifest, deployment: str) -> list[str]:
+    """Return the comparators that our rule copies requests to."""
+    rules = manifest["spec"].get("rules") or ()
+    index = _our_rule(rules, deployment)
+    found = [] if index is None else [_mirrored(item, deployment) for item in rules[index].get("filters") or ()]
+    return [name for name in found if name is not None]
+
+
+def main_rule(observed: Manifest | None, deployment: str) -> Mapping[str, Any]:
+    """Return our rule of the HTTPRoute as users may have changed it; one for every request when there is none yet."""
+    rules = observed["spec"].get("rules") or () if observed is not None else ()
+    index = _our_rule(rules, deployment)
+    return _KINDS["HTTPRoute"][2] if index is None else rules[index]
+
+
+def backend(revision: str, weight: int, port: int = SERVICE_PORT) -> dict[str, Any]:
+    """Return the reference of a rule to a revision's Service."""
     return {"group": "", "kind": "Service", "name": revision, "port": port, "weight": weight}
 
 
 def is_routed(observed: Manifest | None, desired: Manifest) -> bool:
-    """Say whether the route gives the weights already: a revision that is no longer wanted must not be left in the list."""
+    """Say whether the route gives weights and copies already: who is no longer wanted must not be left in it."""
     if observed is None:
         return False
-    return _shares(observed, name_of(desired)) == _shares(desired, name_of(desired))
+    is_mirrored = mirrors(observed, name_of(desired)) == mirrors(desired, name_of(desired))
+    return is_mirrored and _shares(observed, name_of(desired)) == _shares(desired, name_of(desired))
 
 
 def _shares(manifest: Manifest, deployment: str) -> dict[str, int]:

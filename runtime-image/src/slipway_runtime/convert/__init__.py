@@ -17,6 +17,7 @@ from slipway_runtime.candidates import (
     CONVERT_REPORT,
     PRECISIONS,
     SAMPLES,
+    TARGETS,
     Wanted,
     candidate_folder,
     failed_row,
@@ -30,7 +31,7 @@ from slipway_runtime.reasons import Failure, write_termination
 from slipway_runtime.sandbox import Limits, deny_sockets, run_limited
 from slipway_runtime.settings import Settings, log, step, write_json
 
-# target -> module with build(job) -> dict, for sources of torch; imported in the process that needs it
+# target -> module with build(job) -> dict; imported in the process that needs it
 _FROM_TORCH = {
     "ONNX": "slipway_runtime.convert.onnx_target",
     "TorchScript": "slipway_runtime.convert.torchscript_target",
@@ -39,7 +40,12 @@ _FROM_TORCH = {
     "TorchTensorRT": "slipway_runtime.convert.tensorrt_target",
     "None": "slipway_runtime.convert.none_target",
 }
-_FROM_ONNX = {"None": "slipway_runtime.convert.none_target", "ONNX": "slipway_runtime.convert.onnx_source_target"}
+# … for other sources, where another module does it
+_FROM_OTHERS = {
+    ("ONNX", "ONNX"): "slipway_runtime.convert.onnx_source_target",
+    ("TorchScript", "ONNX"): "slipway_runtime.convert.torchscript_onnx_target",
+}
+_REFERENCES = {"ONNX": "onnx", "TorchServe": "handler"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,11 +85,11 @@ def run(settings: Settings) -> None:
     deny_sockets()
     model = read_model(settings.folder, settings.spec)
     wanted = wanted_candidates(settings.conversion, model.format)
-    if settings.spec.get("signature") is None and model.signature is None and model.format == "PyTorch":
-        raise Failure("SignatureMissing", "neither spec.signature nor model.yaml says what the PyTorch model takes and gives")
+    if model.signature is None and model.format in ("PyTorch", "TorchScript"):
+        raise Failure("SignatureMissing", f"neither spec.signature nor model.yaml says what the {model.format} model takes and gives")
     limits = Limits(time.monotonic() + settings.timeout, settings.timeout, "ConversionFailed")
     _empty(settings.candidates)
-    import_module("torch" if model.format == "PyTorch" else "onnx")  # once, before the forks; holds no code of the user
+    import_module("onnx" if model.format == "ONNX" else "torch")  # once, before the forks; holds no code of the user
     signature = _reference(settings, model, limits)
     rows = [_row(settings, model, signature, limits, number) for number in range(len(wanted))]
     write_json(settings.candidates / CONVERT_REPORT, {"candidates": rows, "signature": signature.to_json(), "format": model.format})
@@ -101,8 +107,7 @@ def _empty(folder: Path) -> None:
 
 
 def _reference(settings: Settings, model: Model, limits: Limits) -> Signature:
-    kind = "pytorch" if model.format == "PyTorch" else "onnx"
-    module = f"slipway_runtime.convert.{kind}_reference"
+    module = f"slipway_runtime.convert.{_REFERENCES.get(model.format, 'pytorch')}_reference"
     with step("computed the reference outputs of the source model"):
         result = run_limited("the source model", lambda: import_module(module).prepare(settings, model), limits)
     log.info("reference: peak memory %d MiB", result.peak_bytes >> 20)
@@ -139,12 +144,16 @@ def _build(builder: str, job: Job) -> dict[str, Any]:
 
 
 def _builder(source_format: str, wanted: Wanted) -> str:
-    builders = _FROM_ONNX if source_format == "ONNX" else _FROM_TORCH
-    if wanted.target not in builders:
-        raise Failure(
-            "UnsupportedConversion", f"a {source_format} model cannot be converted to {wanted.target}; {', '.join(builders)} can be made"
-        )
+    targets = TARGETS[source_format]
+    if wanted.target not in targets:
+        text = f"a {source_format} model cannot be converted to {wanted.target}; {', '.join(targets)} can be made"
+        if source_format == "TorchServe":
+            text = (
+                f"an archive with a handler of its own is not converted to {wanted.target}, since the handler may do anything; take None, "
+                "which serves it through the handler, or name the module alone with format PyTorch, entrypoint and weights"
+            )
+        raise Failure("UnsupportedConversion", text)
     if wanted.precision not in PRECISIONS[wanted.target]:
         known = ", ".join(PRECISIONS[wanted.target])
         raise Failure("UnsupportedConversion", f"{wanted.target} is not built in {wanted.precision}; its precisions are {known}")
-    return builders[wanted.target]
+    return _FROM_OTHERS.get((source_format, wanted.target)) or _FROM_TORCH[wanted.target]

@@ -1,18 +1,23 @@
-"""PyTorch to an AOTInductor package: machine code compiled here, loaded by the server without Python code of the model or a compiler."""
+"""PyTorch to an AOTInductor package: machine code compiled here, loaded by the server without Python code of the model or a compiler.
+
+Where this container has a GPU, the package is compiled for it: the operator gives the conversion the accelerator that will serve.
+"""
 
 from __future__ import annotations
 
 import os
 import platform
 import shutil
+from importlib import import_module
 from typing import Any
 
 import torch
 
-from slipway_runtime.candidates import UNAVAILABLE
+from slipway_runtime.candidates import INT8, UNAVAILABLE
 from slipway_runtime.convert import Job
 from slipway_runtime.convert.exported import exported
 from slipway_runtime.reasons import Failure, first_line, is_out_of_memory
+from slipway_runtime.serve.device import torch_device
 
 _ENTRY = "model.pt2"
 # The level that every node of a cluster is likely to have; native code of the converter's node would end with SIGILL on an older one.
@@ -32,6 +37,8 @@ def build(job: Job) -> dict[str, Any]:
             UNAVAILABLE, f"AOTInductor compiles C++, and there is no {compiler} in the converter image; use slipway-runtime-torch"
         )
     program, _ = exported(job)
+    if job.wanted.precision not in INT8 and torch_device() == "cuda":
+        program = on_gpu(program)
     machine = platform.machine()
     options: dict[str, Any] = {
         "cpp.cxx": (compiler, compiler),
@@ -47,3 +54,14 @@ def build(job: Job) -> dict[str, Any]:
             raise
         raise Failure("ConversionFailed", f"AOTInductor: {first_line(error)[:600]}") from error
     return {"format": "AOTInductor", "entry": _ENTRY}
+
+
+def on_gpu(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """Move a program that was exported on the CPU, where the exporter finds the same dims dynamic for every precision.
+
+    By index, because checks that the program makes compare devices with it; and with its example, which older versions of torch leave.
+    """
+    moved = import_module("torch.export.passes").move_to_device_pass(program, "cuda:0")
+    arguments, named = moved.example_inputs
+    moved.example_inputs = (tuple(tensor.to("cuda:0") for tensor in arguments), named)
+    return moved

@@ -31,7 +31,12 @@ class Flat(torch.nn.Module):  # type: ignore[misc]
 
 
 def source_module(folder: Path, model: Model) -> torch.nn.Module:
-    """Build the source module; raises Failure as `build_module` does."""
+    """Build or load the source module; raises Failure as `build_module` and the loaders of `torch_files` do."""
+    if model.format in ("TorchScript", "ExportedProgram"):
+        from slipway_runtime import torch_files  # noqa: PLC0415 - the readers of picklescan and more, not for the others
+
+        name = model.weights or ""
+        return (torch_files.script_module if model.format == "TorchScript" else torch_files.program_module)(folder / name, name)
     if model.entrypoint is None:
         raise Failure("EntrypointNotFound", "there is no entrypoint")
     return build_module(folder, model.entrypoint, model.arguments, model.weights)

@@ -1,4 +1,4 @@
-"""The source as it is: an ONNX file with its data, or the PyTorch folder for eager serving."""
+"""The source as it is: an ONNX file with its data, a TorchScript file, an exported program, or the PyTorch folder for eager serving."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from slipway_runtime.artifact import CONFIG_NAME, MANIFEST_NAME
 from slipway_runtime.convert import Job
 from slipway_runtime.convert.onnx_files import checked_model
 from slipway_runtime.reasons import Failure
+from slipway_runtime.torchserve import MANIFEST
 
 _RESERVED = (MANIFEST_NAME, CONFIG_NAME, "golden")
 
@@ -19,7 +20,16 @@ def build(job: Job) -> dict[str, Any]:
     Raises:
         Failure: ModelFolderInvalid when a file has a name that the artifact itself uses.
     """
-    return _onnx(job) if job.model.format == "ONNX" else _pytorch(job)
+    return _COPIES.get(job.model.format, _pytorch)(job)
+
+
+def _file(job: Job) -> dict[str, Any]:
+    """The one file; what was loaded for the reference is this."""
+    entry = job.model.weights or ""
+    target = job.output / entry
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(job.source / entry, target)
+    return {"format": job.model.format, "entry": entry}
 
 
 def _onnx(job: Job) -> dict[str, Any]:
@@ -51,3 +61,11 @@ def _pytorch(job: Job) -> dict[str, Any]:
         "arguments": job.model.arguments,
         "weights": job.model.weights,
     }
+
+
+def _handler(job: Job) -> dict[str, Any]:
+    """The whole archive; its manifest says what to load."""
+    return _pytorch(job) | {"format": "TorchServe", "entry": MANIFEST}
+
+
+_COPIES = {"TorchServe": _handler, "ONNX": _onnx, "TorchScript": _file, "ExportedProgram": _file}

@@ -1,4 +1,4 @@
-"""The eager Float32 outputs of a PyTorch source, twice: what every candidate is compared with."""
+"""The outputs of a source of torch, code or a converted file, twice: what every candidate is compared with."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from slipway_runtime.artifact import Signature
 from slipway_runtime.candidates import REFERENCE
 from slipway_runtime.convert.eager import call, check_parameters, source_module
 from slipway_runtime.convert.inputs import make_samples
@@ -21,9 +22,7 @@ def prepare(settings: Settings, model: Model) -> dict[str, Any]:
     Raises:
         Failure: the reasons of the entrypoint and weights; SignatureMismatch, NonFiniteOutputs; ParityFailed when two runs differ.
     """
-    signature = model.signature
-    if signature is None:
-        raise Failure("SignatureMissing", "there is no signature")
+    signature = model.signature or _own_signature(settings, model)
     module = source_module(settings.folder, model)
     check_parameters(module, signature)
     samples = make_samples(settings, model, signature)
@@ -37,6 +36,16 @@ def prepare(settings: Settings, model: Model) -> dict[str, Any]:
         _check_same(first, call(module, batch, signature, settings.folder), limit)
     write_batches(settings.candidates / REFERENCE, outputs)
     return {"signature": signature.to_json()}
+
+
+def _own_signature(settings: Settings, model: Model) -> Signature:
+    if model.format != "ExportedProgram":
+        raise Failure("SignatureMissing", "there is no signature")
+    from slipway_runtime.convert.program_signature import program_signature  # noqa: PLC0415
+    from slipway_runtime.torch_files import exported_program  # noqa: PLC0415
+
+    name = model.weights or ""
+    return program_signature(exported_program(settings.folder / name, name))
 
 
 def _check_same(first: Batch, second: Batch, limit: float) -> None:

@@ -12,7 +12,13 @@ from slipway_runtime.fetch.transfer import Transfer
 from slipway_runtime.reasons import Failure
 
 ARCHIVES = (".tar", ".tar.gz", ".tgz", ".zip")
-PLAIN = (".onnx", ".npz", ".mar")  # a model in one file; validation data; TorchServe's archive, unpacked like those of other schemes
+PLAIN = (
+    ".onnx",
+    ".pt",
+    ".pt2",
+    ".npz",
+    ".mar",
+)  # models in one file; validation data; TorchServe's archive, unpacked like those of other schemes
 
 
 def is_single(name: str) -> bool:

@@ -10,13 +10,14 @@ from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
 
+import numpy as np
 import orjson
 
 from slipway_runtime.serve import adapters, docs, form, triton
 from slipway_runtime.serve.batching import DEFAULT_PRIORITY, Batcher, Job, Loop, QueueOptions, model_error
-from slipway_runtime.serve.messages import HTML, BadRequest, HttpError, Request, Response, json_response
+from slipway_runtime.serve.messages import GOLDEN, HTML, BadRequest, HttpError, Request, Response, json_response
 from slipway_runtime.serve.metrics import CONTENT_TYPE, Metrics
-from slipway_runtime.serve.model import Model
+from slipway_runtime.serve.model import Model, golden_difference
 from slipway_runtime.serve.predict import answer, decode_npy, decode_plain, is_npy
 from slipway_runtime.serve.preprocess import image_inputs
 from slipway_runtime.serve.tensors import Tensors, has_nonfinite
@@ -65,6 +66,7 @@ class Call:
         encode: makes the answer; runs on the event loop.
         timeout: seconds the client will wait, 0 when it does not say.
         priority: as the protocol has it, 0 is the default.
+        is_probe: whether it is counted apart from users' requests.
     """
 
     inputs: Inputs
@@ -73,6 +75,7 @@ class Call:
     encode: Encode
     timeout: float = 0.0
     priority: int = 0
+    is_probe: bool = False
 
 
 @dataclass(slots=True)
@@ -133,7 +136,8 @@ class App:
 
     def install(self, model: Model) -> None:
         """Serve `model`: the server is ready from here on, unless it drains already."""
-        self.batcher = Batcher(model.backend.infer, model.queue_options(self.options.queue), self.loop, self.metrics)
+        queue, backend = model.queue_options(self.options.queue), model.backend
+        self.batcher = Batcher(backend.infer, queue, self.loop, self.metrics, backend.concatenate)
         self.model = model
         self._inline_elements = model.inline_elements
         self.metrics.load_seconds.set(model.load_seconds)
@@ -172,7 +176,7 @@ class App:
         """Run a short call at once; queue any other, whose answer comes later."""
         inputs = call.inputs
         if self._inline_elements and isinstance(inputs, dict) and self.is_short(inputs):
-            return call.encode(self.run_now(inputs, call.rows))
+            return call.encode(self.run_now(inputs, call.rows, is_probe=call.is_probe))
 
         def done(outputs: Tensors | None, error: HttpError | None) -> None:
             response = error.response() if error is not None else self._encoded(call, outputs or {})
@@ -206,7 +210,7 @@ class App:
         limits = [seconds for seconds in (call.timeout, timeout) if seconds > 0]
         key = tuple(array.shape[1:] for array in call.inputs.values()) if isinstance(call.inputs, dict) else ()
         deadline = now + min(limits) if limits else math.inf
-        job = Job(done, call.inputs, call.rows, key, call.size, deadline, call.priority or DEFAULT_PRIORITY)
+        job = Job(done, call.inputs, call.rows, key, call.size, deadline, call.priority or DEFAULT_PRIORITY, call.is_probe)
         batcher.submit(job)
         return job
 
@@ -217,7 +221,7 @@ class App:
             limit -= array.size
         return limit >= 0 < self._inline_elements
 
-    def run_now(self, inputs: Tensors, rows: int) -> Tensors:
+    def run_now(self, inputs: Tensors, rows: int, *, is_probe: bool = False) -> Tensors:
         """Run the model on the event loop."""
         started = time.perf_counter()
         try:
@@ -228,7 +232,7 @@ class App:
         self.metrics.inference(seconds)
         self.metrics.batch(rows)
         if has_nonfinite(outputs):
-            self.metrics.nonfinite(1)
+            (self.metrics.probes.nonfinite.add if is_probe else self.metrics.nonfinite)(1)
         if seconds > INLINE_LIMIT_SECONDS:
             self._note_slow_call(seconds)
         elif self._slow_calls:
@@ -250,12 +254,17 @@ class App:
     def _end(self, request: Request, response: Response, started: float) -> None:
         seconds = time.perf_counter() - started
         self.inflight -= 1
-        self.metrics.count(response.status)
-        self.metrics.seconds(seconds)
+        if request.head.probe:
+            self.metrics.probes.add(response.status, seconds)
+        else:
+            self.metrics.count(response.status)
+            self.metrics.seconds(seconds)
+            if request.head.experiment:
+                self.metrics.experiment(request.head.experiment, response.status, seconds)
         request.reply(response)
         if self.options.is_logging:
             head = request.head
-            row = {"path": head.path, "status": response.status, "seconds": round(seconds, 6), "bytes": len(request.body)}
+            row = {"path": head.path, "status": response.status, "seconds": round(seconds, 6), "bytes": len(request.buffer or request.body)}
             access.info(orjson.dumps(row | {"answerBytes": len(response.body), "revision": self.options.revision}).decode())
 
     def _get(self, request: Request) -> Response:
@@ -298,15 +307,34 @@ class App:
     # --- model ----------------------------------------------------------------------------------------------------
 
     def _infer(self, model: Model, request: Request) -> Call | Response:
-        codec, body = model.codec, request.body
+        codec, probe = model.codec, request.head.probe
+        if probe == GOLDEN:
+            return self._golden(model)
+        body = request.body if request.buffer is None else request.buffer
         asked = codec.decode(body, request.head.json_bytes)
         inputs = asked.inputs
         if self.is_short(inputs):
-            return codec.encode(asked, self.run_now(inputs, rows_of(inputs)))
-        return Call(inputs, rows_of(inputs), len(body), partial(codec.encode, asked), asked.timeout, asked.priority)
+            return codec.encode(asked, self.run_now(inputs, rows_of(inputs), is_probe=bool(probe)))
+        return Call(inputs, rows_of(inputs), len(body), partial(codec.encode, asked), asked.timeout, asked.priority, bool(probe))
+
+    def _golden(self, model: Model) -> Call:
+        """Replay the golden inputs like the request of a user, and hold the answer against the golden outputs."""
+        if model.golden is None:
+            raise HttpError(501, "this artifact has no golden inputs to replay")
+        inputs, limit = model.golden.inputs, model.golden.limit
+
+        def encode(outputs: Tensors) -> Response:
+            differs = golden_difference(outputs, model)
+            if differs is not None:
+                raise HttpError(500, differs)
+            return json_response({"model": self.options.name, "revision": self.options.revision, "golden": True, "maxAbsoluteError": limit})
+
+        return Call(inputs, rows_of(inputs), sum(array.nbytes for array in inputs.values()), encode, is_probe=True)
 
     def _predict(self, model: Model, request: Request) -> Call:
         if form.is_upload(request.head.content_type):
+            if model.takes_rows:
+                return _handled([adapters.handler_row(request)], request, adapters.handler_answer)
             return self._images(model, form.uploaded_images(request), len(request.body), partial(self._predicted, model, as_list=False))
         inputs = self._plain(model, request)
         return Call(inputs, rows_of(inputs), len(request.body), partial(self._predicted, model, as_list=True))
@@ -326,11 +354,15 @@ class App:
         return json_response({**body, "model": self.options.name, "revision": self.options.revision})
 
     def _v1(self, model: Model, request: Request) -> Call:
+        if model.takes_rows:
+            return _handled(adapters.v1_rows(request.body), request, adapters.v1_handled)
         inputs = self._plain(model, request)
         names = [spec.name for spec in model.artifact.signature.outputs]
         return Call(inputs, rows_of(inputs), len(request.body), partial(adapters.v1_answer, names))
 
     def _torchserve(self, model: Model, request: Request) -> Call:
+        if model.takes_rows:
+            return _handled([adapters.handler_row(request)], request, adapters.handler_answer)
         first, body = model.artifact.signature.outputs[0].name, request.body
         files = adapters.torchserve_files(request)
         if files and model.preprocessing is not None and not adapters.looks_like_json(files[0]):
@@ -399,6 +431,19 @@ class App:
     def _facts(self) -> docs.Facts:
         model = self.loaded()
         return docs.Facts(self.options.name, self.options.revision, model.artifact, model.labels, model.preprocessing is not None)
+
+
+def _handled(rows: list[dict[str, object]], request: Request, encode: Encode) -> Call:
+    """Rows for a handler; made in the lane, so that no tensors of the protocol share their batch."""
+    told = {"Content-Type": request.head.content_type} if request.head.content_type else {}
+    inputs = {"rows": _objects(rows), "headers": _objects([told] * len(rows))}
+    return Call(lambda: inputs, len(rows), len(request.body), encode)
+
+
+def _objects(values: Sequence[object]) -> np.ndarray:
+    array = np.empty(len(values), dtype=object)
+    array[:] = list(values)
+    return array
 
 
 def rows_of(inputs: Tensors) -> int:

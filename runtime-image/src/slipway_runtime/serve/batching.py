@@ -21,7 +21,7 @@ import numpy as np
 from slipway_runtime.serve.lanes import Lanes
 from slipway_runtime.serve.messages import HttpError
 from slipway_runtime.serve.metrics import Metrics
-from slipway_runtime.serve.tensors import Tensors, has_nonfinite
+from slipway_runtime.serve.tensors import Array, Tensors, has_nonfinite
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +68,7 @@ class Job:
         size: bytes of the body.
         deadline: of `time.perf_counter`; the job is answered 504 when it is still queued then.
         priority: smaller comes first.
+        is_probe: whether its answer is counted apart from users' answers.
     """
 
     done: Callable[[Tensors | None, HttpError | None], None]
@@ -77,6 +78,7 @@ class Job:
     size: int = 0
     deadline: float = math.inf
     priority: int = DEFAULT_PRIORITY
+    is_probe: bool = False
     queued_at: float = 0.0
     timer: Any = None
     is_queued: bool = False
@@ -126,11 +128,18 @@ def model_error(error: Exception) -> HttpError:
 class Batcher:
     """The bounded queue over the lanes."""
 
-    def __init__(self, infer: Callable[[Tensors], Tensors], options: QueueOptions, loop: Loop, metrics: Metrics) -> None:
-        """Make the queue; `infer` is called in the lanes."""
+    def __init__(
+        self,
+        infer: Callable[[Tensors], Tensors],
+        options: QueueOptions,
+        loop: Loop,
+        metrics: Metrics,
+        concatenate: Callable[[Sequence[Array]], Array] = np.concatenate,
+    ) -> None:
+        """Make the queue; `infer`, and `concatenate`, which joins the arrays of several requests, are called in the lanes."""
         self.options = options
         self.lanes = Lanes(options.lanes)
-        self._infer = infer
+        self._infer, self._concatenate = infer, concatenate
         self._loop = loop
         self._metrics = metrics
         self._queues: dict[tuple[int, Key], _Queue] = {}
@@ -255,7 +264,8 @@ class Batcher:
         started = time.perf_counter()
         outcomes = self._outcomes(batch)
         seconds = time.perf_counter() - started
-        nonfinite = sum(isinstance(outcome, dict) and has_nonfinite(outcome) for outcome in outcomes)
+        pairs = zip(batch, outcomes, strict=True)
+        nonfinite = [job.is_probe for job, outcome in pairs if isinstance(outcome, dict) and has_nonfinite(outcome)]
         try:
             self._loop.call_soon_threadsafe(self._finish, batch, rows, outcomes, seconds, nonfinite)
         except RuntimeError:
@@ -279,7 +289,7 @@ class Batcher:
             return [self._infer(made[0])]
         names = made[0].keys()
         first = next(iter(names))
-        outputs = self._infer({name: np.concatenate([inputs[name] for inputs in made]) for name in names})
+        outputs = self._infer({name: self._concatenate([inputs[name] for inputs in made]) for name in names})
         parts: list[Tensors | HttpError] = []
         start = 0
         for inputs in made:
@@ -295,13 +305,15 @@ class Batcher:
         except Exception as error:
             return model_error(error)
 
-    def _finish(self, batch: list[Job], rows: int, outcomes: list[Tensors | HttpError], seconds: float, nonfinite: int) -> None:
+    def _finish(self, batch: list[Job], rows: int, outcomes: list[Tensors | HttpError], seconds: float, nonfinite: list[bool]) -> None:
         self._free += 1
         self._running_rows -= rows
         self._seconds_per_row += SMOOTHING * (seconds / rows - self._seconds_per_row)
         self._metrics.inference(seconds)
         self._metrics.batch(rows)
-        self._metrics.nonfinite(nonfinite)
+        if nonfinite:
+            self._metrics.nonfinite(len(nonfinite) - sum(nonfinite))
+            self._metrics.probes.nonfinite.add(sum(nonfinite))
         if self._queues:
             self._dispatch()
         for job, outcome in zip(batch, outcomes, strict=True):

@@ -11,6 +11,7 @@ is left out: equal bytes parse alike.
 from __future__ import annotations
 
 import asyncio
+import select
 import zlib
 from collections import deque
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from email.utils import formatdate
 from urllib.parse import unquote
 
 import httptools
+import numpy as np
 
 from slipway_runtime.serve.messages import Head, HttpError, Request, Response
 
@@ -27,6 +29,7 @@ MAX_HEADER_BYTES = 64 * 1024
 MAX_KNOWN_HEADS = 1024
 MAX_KNOWN_HEAD_BYTES = 2048
 LINGER_SECONDS = 2.0
+LARGE_BODY_BYTES = 128 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +80,11 @@ class Hub:
             connection.check(now)
 
 
+def is_infer(path: str) -> bool:
+    """Whether requests to a path are read from `Request.buffer` too."""
+    return path.startswith("/v2/models/") and path.endswith("/infer")
+
+
 def is_plain(head: bytes) -> bool:
     """Whether the first empty line ends a parsed head beyond doubt: it starts with a method, and all its lines end in CRLF."""
     lines = head.count(b"\r\n")
@@ -115,6 +123,7 @@ class Exchange(Request):
     def __init__(self, connection: Connection, head: Head, body: bytes) -> None:
         self.head = head
         self.body = body
+        self.buffer = None
         self.cancel = None
         self.connection = connection
         self.keep_alive = True
@@ -193,9 +202,12 @@ class Connection(asyncio.Protocol):
         if len(data) >= total:
             self._accept(head, data[end:total])
             return data[total:]
-        self._known = head
         self._in_message = True
         self._message_at = self._data_at
+        if head.body_bytes >= LARGE_BODY_BYTES and head.json_bytes is not None and not head.encoding and is_infer(head.path):
+            self._switch(_LargeBody(self, head, data[end:]))
+            return b""
+        self._known = head
         self._body = [data[end:]]
         self._body_bytes = total - len(data)
         return b""
@@ -213,6 +225,26 @@ class Connection(asyncio.Protocol):
         self._in_message = False
         self._accept(head, body)
         return data[missing:]
+
+    def _switch(self, protocol: asyncio.BaseProtocol) -> None:
+        # Reading is stopped in between, because uvloop looks at the kind of protocol only when it starts.
+        self._transport.pause_reading()
+        self._transport.set_protocol(protocol)
+        if not self._write_paused_at and not self._reading_paused:
+            self._transport.resume_reading()
+
+    def take_part(self) -> bool:
+        """More of a large body has come; says whether it is of any use still."""
+        self._data_at = self._loop.time()
+        return not self._discarding
+
+    def take_large(self, head: Head, body: memoryview) -> None:
+        """A large body is complete."""
+        self._switch(self)
+        self._in_message = False
+        exchange = self._enqueue(head, b"")
+        exchange.buffer = body
+        self._hub.handle(exchange)
 
     def _accept(self, head: Head, body: bytes, *, keep_alive: bool = True) -> None:
         exchange = self._enqueue(head, body)
@@ -251,7 +283,8 @@ class Connection(asyncio.Protocol):
         if self._framing and not self._discarding:
             method, kind = self._parser.get_method(), self._content_type
             length = b"" if self._json_bytes is None else b"\r\ninference-header-content-length: %d" % self._json_bytes
-            length += b"\r\ncontent-encoding: %b" % self._encoding.encode("latin-1") if self._encoding else b""
+            kept = ((b"content-encoding", self._encoding), (b"x-slipway-probe", self._probe), (b"x-slipway-experiment", self._experiment))
+            length += b"".join(b"\r\n%b: %b" % (name, value.encode("latin-1")) for name, value in kept if value)
             head = b"%b %b HTTP/1.1\r\ncontent-type: %b%b\r\n%b\r\n\r\n" % (method, self._target, kind, length, self._framing)
         self._parser = httptools.HttpRequestParser(self)
         if head or rest:
@@ -284,7 +317,7 @@ class Connection(asyncio.Protocol):
         self._target = self._framing = self._content_type = b""
         self._json_bytes: int | None = None
         self._timeout = 0.0
-        self._encoding = ""
+        self._encoding = self._probe = self._experiment = ""
         self._expects_continue = False
         self._remember, self._candidate = self._candidate, b""
 
@@ -322,6 +355,12 @@ class Connection(asyncio.Protocol):
     def _take_timeout(self, value: bytes) -> None:
         self._timeout = int(value) / 1000 if value.isdigit() and len(value) < 16 else 0.0
 
+    def _take_probe(self, value: bytes) -> None:
+        self._probe = value.decode("latin-1").strip().lower()
+
+    def _take_experiment(self, value: bytes) -> None:
+        self._experiment = value.decode("latin-1").strip()
+
     def on_headers_complete(self) -> None:
         """Refuse a body that is declared too large before it is sent; invite it otherwise."""
         self._in_headers = False
@@ -354,7 +393,7 @@ class Connection(asyncio.Protocol):
         path = self._target.split(b"?", 1)[0].decode("latin-1")
         path = (unquote(path) if "%" in path else path).rstrip("/") or "/"
         kind, method = self._content_type.decode("latin-1"), self._parser.get_method().decode("latin-1")
-        head = Head(method, path, kind, self._json_bytes, self._timeout, len(body), self._encoding)
+        head = Head(method, path, kind, self._json_bytes, self._timeout, len(body), self._encoding, self._probe, self._experiment)
         if not self._parser.should_keep_alive():
             self._discarding = True
         elif self._remember and not self._expects_continue and not self._framing.startswith(b"transfer") and is_plain(self._remember):
@@ -429,7 +468,8 @@ class Connection(asyncio.Protocol):
 
     def close_when_idle(self) -> None:
         """Close unless busy; a busy one closes with its answer, because the server drains."""
-        if not self.is_busy():
+        # On a loaded machine a request may wait in the kernel: closing then would reset its client.
+        if not self.is_busy() and not _has_unread(self._transport.get_extra_info("socket").fileno()):
             self._transport.close()
 
     def check(self, now: float) -> None:
@@ -453,6 +493,38 @@ class Connection(asyncio.Protocol):
             self._refuse(HttpError(408, "the request took too long to arrive"))
 
 
+def _has_unread(descriptor: int) -> bool:
+    poller = select.poll()
+    poller.register(descriptor, select.POLLIN)
+    return bool(poller.poll(0))
+
+
+class _LargeBody(asyncio.BufferedProtocol):
+    """Has the transport while a large body arrives, which the kernel writes where it stays: no copy, where pieces would be copied twice."""
+
+    def __init__(self, connection: Connection, head: Head, begun: bytes) -> None:
+        self._connection, self._head = connection, head
+        self._buffer = np.empty(head.body_bytes, np.uint8).data  # pages that are never written take no memory
+        self._buffer[: len(begun)] = begun
+        self._filled = len(begun)
+        self.eof_received = connection.eof_received  # type: ignore[method-assign]
+        self.connection_lost = connection.connection_lost  # type: ignore[method-assign]
+        self.pause_writing = connection.pause_writing  # type: ignore[method-assign]
+        self.resume_writing = connection.resume_writing  # type: ignore[method-assign]
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Where the next bytes go."""
+        return self._buffer[self._filled :]
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """So many have come."""
+        self._filled += nbytes
+        if not self._connection.take_part():
+            self._filled = 0  # a request that was refused: its rest is read and dropped
+        elif self._filled == len(self._buffer):
+            self._connection.take_large(self._head, self._buffer)
+
+
 _HEADERS: dict[bytes, Callable[[Connection, bytes], None]] = {
     b"content-encoding": Connection._take_encoding,
     b"content-type": Connection._take_content_type,
@@ -461,5 +533,7 @@ _HEADERS: dict[bytes, Callable[[Connection, bytes], None]] = {
     b"inference-header-content-length": Connection._take_json_bytes,
     b"transfer-encoding": Connection._take_transfer_encoding,
     b"x-envoy-expected-rq-timeout-ms": Connection._take_timeout,
+    b"x-slipway-experiment": Connection._take_experiment,
+    b"x-slipway-probe": Connection._take_probe,
 }
 _HEADER_LENGTHS = frozenset(map(len, _HEADERS))

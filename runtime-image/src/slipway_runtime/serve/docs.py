@@ -107,9 +107,12 @@ def openapi(facts: Facts) -> Json:
     predict["application/x-npy"] = {"schema": {"type": "string", "format": "binary"}}
     plain: Json = {"application/json": {"schema": {"type": "object"}, "example": {"instances": []}}}
     paths[f"/v1/models/{facts.name}:predict"] = {"post": _operation("KServe v1: the outputs, a row an instance", plain)}
-    paths[f"/predictions/{facts.name}"] = {
-        "post": _operation("TorchServe: the output of a sample or a batch; an image's best classes", plain)
-    }
+    answer = (
+        "what the handler answers"
+        if facts.artifact.format == "TorchServe"
+        else "the output of a sample or a batch; an image's best classes"
+    )
+    paths[f"/predictions/{facts.name}"] = {"post": _operation(f"TorchServe: {answer}", plain)}
     paths["/v2/repository/index"] = {"post": _operation("The one model of this server")}
     paths[f"{base}/predict"] = paths["/predict"] = {"post": _operation("Class, label and probability", predict)}
     return {"openapi": "3.1.0", "info": {"title": facts.name, "version": facts.revision}, "paths": paths}

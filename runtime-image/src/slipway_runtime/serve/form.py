@@ -42,6 +42,21 @@ def uploaded_files(request: Request, fields: tuple[str, ...]) -> list[bytes]:
     return _not_empty(_Parts(boundary, fields).files(request.body))
 
 
+def form_parts(request: Request) -> list[tuple[str, str, bytes]]:
+    """All parts of a form as (name, content type, value), in order.
+
+    Raises:
+        HttpError: as `uploaded_images`.
+    """
+    boundary = parse_options_header(request.head.content_type)[1].get(b"boundary")
+    if not boundary:
+        raise BadRequest("multipart/form-data without a boundary")
+    parts = _Parts(boundary, ()).parts(request.body)
+    if not parts or len(parts) > MAX_FILES:
+        raise BadRequest(f"a form has 1 to {MAX_FILES} parts with names, got {len(parts)}")
+    return parts
+
+
 def _not_empty(files: list[bytes]) -> list[bytes]:
     if not files or not all(files):
         raise BadRequest(f"no image: send a form field '{FIELD}' with a file, or an image as the body")
@@ -51,17 +66,20 @@ def _not_empty(files: list[bytes]) -> list[bytes]:
 
 
 class _Parts:
-    """Callbacks of the multipart parser; keeps the parts of the wanted names in memory (the body already is)."""
+    """Callbacks of the multipart parser; keeps the parts of the wanted names, or of all, in memory (the body already is)."""
 
     def __init__(self, boundary: bytes, fields: tuple[str, ...]) -> None:
         self._boundary = boundary
         self._fields = frozenset(field.encode() for field in fields)
-        self._field = self._value = b""
+        self._field = self._value = self._kind = b""
         self._name: bytes | None = None
         self._chunks: list[bytes] = []
-        self._found: list[bytes] = []
+        self._found: list[tuple[str, str, bytes]] = []
 
     def files(self, body: bytes) -> list[bytes]:
+        return [value for _, _, value in self.parts(body)]
+
+    def parts(self, body: bytes) -> list[tuple[str, str, bytes]]:
         parser = MultipartParser(
             self._boundary,
             {
@@ -82,6 +100,7 @@ class _Parts:
 
     def _begin(self) -> None:
         self._name = None
+        self._kind = b""
         self._chunks = []
 
     def _header_field(self, data: bytes, start: int, end: int) -> None:
@@ -93,12 +112,18 @@ class _Parts:
     def _header_end(self) -> None:
         if self._field.lower() == b"content-disposition":
             self._name = parse_options_header(self._value)[1].get(b"name")
+        elif self._field.lower() == b"content-type":
+            self._kind = self._value
         self._field = self._value = b""
 
+    def _is_wanted(self) -> bool:
+        return self._name is not None and (not self._fields or self._name in self._fields)
+
     def _data(self, data: bytes, start: int, end: int) -> None:
-        if self._name in self._fields:
+        if self._is_wanted():
             self._chunks.append(data[start:end])
 
     def _end(self) -> None:
-        if self._name in self._fields:
-            self._found.append(b"".join(self._chunks))
+        if self._is_wanted():
+            name, kind = (self._name or b"").decode("utf-8", "replace"), self._kind.decode("latin-1")
+            self._found.append((name, kind, b"".join(self._chunks)))

@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--host", default="", help="address to listen on (default: all)")
     parser.add_argument("--port", type=int, default=8080)
     parser.add_argument("--grpc-port", type=int, default=0, help="port of the protocol over gRPC (default: 0, none)")
-    parser.add_argument("--lanes", type=int, default=0, help="worker threads (default: the CPU limit)")
+    parser.add_argument("--lanes", type=int, default=0, help="worker threads (default: the CPU limit; 3 on a GPU)")
     parser.add_argument("--queue-size", type=int, default=queue.max_requests, help="requests that may wait for a lane; more get 429")
     parser.add_argument("--queue-bytes", type=int, default=queue.max_bytes, help="bytes of bodies that may wait; more get 429")
     parser.add_argument("--max-batch-size", type=int, default=0, help="rows of a batch (default: SLIPWAY_MAX_BATCH_SIZE, or 1: off)")
@@ -78,7 +78,7 @@ async def _serve(args: argparse.Namespace) -> bool:
     cpus = cpu_limit()
     lanes = args.lanes if args.lanes > 0 else cpus
     max_batch, max_delay = batching(args, os.environ)
-    loading = LoadOptions(args.model_name, args.revision, max(1, cpus // lanes), labels, max_batch)
+    loading = LoadOptions(args.model_name, args.revision, max(1, cpus // lanes), labels, max_batch, args.lanes)
 
     def load() -> Model:
         return load_model(open_artifact(args.model_dir, args.artifact_digest), loading)

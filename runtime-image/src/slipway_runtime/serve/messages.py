@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import orjson
 
 JSON = "application/json"
+GOLDEN = "golden"  # of the header x-slipway-probe: replay the golden inputs
 HTML = "text/html; charset=utf-8"
 _BINARY_OK = (
     b"HTTP/1.1 200 OK\r\ncontent-type: application/octet-stream\r\ninference-header-content-length: %d\r\ncontent-length: %d\r\n%b\r\n"
@@ -42,6 +43,8 @@ class Head:
         timeout: seconds that the client waits (grpc-timeout's cousin `x-envoy-expected-rq-timeout-ms`), 0 when it does not say.
         body_bytes: the Content-Length, 0 when absent.
         encoding: the Content-Encoding, lower-case, empty when absent; the body is decoded before it is handed over.
+        probe: the header `x-slipway-probe`: not a user's request, counted apart; `golden` asks for the golden inputs to be replayed.
+        experiment: the header `x-slipway-experiment`, which the route of an A/B experiment sets.
     """
 
     method: str
@@ -51,6 +54,8 @@ class Head:
     timeout: float = 0.0
     body_bytes: int = 0
     encoding: str = ""
+    probe: str = ""
+    experiment: str = ""
 
 
 class Request:
@@ -58,15 +63,17 @@ class Request:
 
     Attributes:
         head: its head.
-        body: the whole body.
+        body: the whole body; empty when it is in `buffer`.
+        buffer: the body of a large infer request with binary tensors, which lies where the kernel wrote it.
         cancel: set while the request waits; called when the client leaves.
     """
 
-    __slots__ = ("body", "cancel", "head")
+    __slots__ = ("body", "buffer", "cancel", "head")
 
     def __init__(self, head: Head, body: bytes = b"") -> None:
         self.head = head
         self.body = body
+        self.buffer: memoryview | None = None
         self.cancel: Callable[[], None] | None = None
 
     def reply(self, response: Response) -> None:

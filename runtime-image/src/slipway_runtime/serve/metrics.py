@@ -6,6 +6,7 @@ costs 0.2 µs where the client library's costs 1.5. The library renders them at 
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_left
 from collections.abc import Callable, Iterable
 
@@ -38,6 +39,8 @@ SECONDS = (
     10.0,
     30.0,
 )
+MAX_EXPERIMENTS = 16  # as many as spec.routing takes; a client that makes names up must not make series without end
+_EXPERIMENT = re.compile(r"[a-z0-9][-a-z0-9]{0,62}")
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
@@ -112,6 +115,21 @@ class Count:
         return family
 
 
+class Apart:
+    """Requests that are counted beside all others: probes, and those of one experiment."""
+
+    def __init__(self, prefix: str, text: str, labels: dict[str, str]) -> None:
+        """Make it; `prefix` begins the names, `text` says whose requests they are."""
+        self.requests = Tally(f"{prefix}_requests", f"Answered {text}.", "code", labels)
+        self.seconds = Buckets(f"{prefix}_request_duration_seconds", f"Request read to answer written, {text}.", SECONDS, labels)
+        self.nonfinite = Count(f"{prefix}_nonfinite_outputs", f"Answers with NaN or infinite values, {text}.", labels)
+
+    def add(self, status: int, seconds: float) -> None:
+        """Count an answer."""
+        self.requests.add(status)
+        self.seconds.observe(seconds)
+
+
 class Metrics:
     """One registry for one model; the bound methods `queue` to `nonfinite` are for the event loop only."""
 
@@ -137,7 +155,10 @@ class Metrics:
         self.queue, self.inference, self.batch = self.queue_buckets.observe, self.inference_buckets.observe, self.batch_buckets.observe
         self.nonfinite = self.nonfinite_answers.add
         buckets = (self.seconds_buckets, self.queue_buckets, self.inference_buckets, self.batch_buckets)
-        self._families = (self.requests, self.nonfinite_answers, *buckets)
+        self.probes = Apart("slipway_probe", "probes (requests with the header x-slipway-probe)", labels)
+        self._labels, self._experiments = labels, dict[str, Apart]()
+        probes = (self.probes.requests, self.probes.nonfinite, self.probes.seconds)
+        self._families = (self.requests, self.nonfinite_answers, *buckets, *probes)
         self.registry.register(self)
         Gauge("slipway_inflight_requests", "Requests taken and not answered.", registry=self.registry).set_function(inflight)
         self.load_seconds = Gauge("slipway_model_load_seconds", "Verify, load, warm up, reproduce golden outputs.", registry=self.registry)
@@ -145,7 +166,16 @@ class Metrics:
 
     def collect(self) -> Iterable[Metric]:
         """The request metrics, for the registry."""
-        return [family.family() for family in self._families]
+        of_experiments = [[part.family() for part in (apart.requests, apart.seconds)] for apart in self._experiments.values()]
+        return [family.family() for family in self._families] + [_joined(families) for families in zip(*of_experiments, strict=True)]
+
+    def experiment(self, name: str, status: int, seconds: float) -> None:
+        """Count an answer to a request of an experiment besides; of more names than a route can have, the later ones are not counted."""
+        if name not in self._experiments:
+            if len(self._experiments) >= MAX_EXPERIMENTS or not _EXPERIMENT.fullmatch(name):
+                return
+            self._experiments[name] = Apart("slipway_experiment", "requests of an experiment", {**self._labels, "experiment": name})
+        self._experiments[name].add(status, seconds)
 
     def set_artifact(self, digest: str, artifact_format: str, precision: str) -> None:
         """Publish which artifact is served."""
@@ -154,3 +184,11 @@ class Metrics:
     def render(self) -> bytes:
         """The scrape answer in the text format."""
         return generate_latest(self.registry)
+
+
+def _joined(families: Iterable[Metric]) -> Metric:
+    """One family with the samples of all."""
+    first, *rest = families
+    for family in rest:
+        first.samples.extend(family.samples)
+    return first

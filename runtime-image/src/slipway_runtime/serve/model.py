@@ -17,12 +17,22 @@ from slipway_runtime.serve.batching import QueueOptions, useful_batch
 from slipway_runtime.serve.preprocess import ImagePreprocessing
 from slipway_runtime.serve.protocol import Codec
 from slipway_runtime.serve.tensors import DATATYPES, DTYPES, Tensors
+from slipway_runtime.texts import numbers_of
 
 log = logging.getLogger(__name__)
 
 WARM_UP_RUNS = 20
 WARM_UP_SECONDS = 2.0
 INLINE_SECONDS = 0.0001
+
+
+@dataclass(frozen=True, slots=True)
+class GoldenBatch:
+    """Inputs that fit one request and what they must give, within `limit` of every element."""
+
+    inputs: Tensors
+    outputs: Tensors
+    limit: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +48,8 @@ class Model:
         inline_elements: inputs of at most so many elements run faster than a hand-over to a lane costs; 0 when none do.
         max_batch: rows that a batch of several requests may have; 1 when the model takes no batches, or gains nothing by them.
         load_seconds: verification excluded; load, warm-up and golden outputs.
+        golden: to be replayed when a probe asks for it; None when the artifact has none, or is a handler of TorchServe.
+        lanes: worker threads that the backend wants; 0 when it leaves that to the server.
     """
 
     artifact: Artifact
@@ -48,10 +60,17 @@ class Model:
     inline_elements: int
     max_batch: int
     load_seconds: float
+    golden: GoldenBatch | None = None
+    lanes: int = 0
+
+    @property
+    def takes_rows(self) -> bool:
+        """Whether a handler of TorchServe answers, which takes requests as they are."""
+        return self.artifact.format == "TorchServe"
 
     def queue_options(self, options: QueueOptions) -> QueueOptions:
-        """The options with the batch limit that this model gains by."""
-        return replace(options, max_batch=min(options.max_batch, self.max_batch))
+        """The options with the batch limit that this model gains by, and the lanes of its backend."""
+        return replace(options, max_batch=min(options.max_batch, self.max_batch), lanes=self.lanes or options.lanes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +83,7 @@ class LoadOptions:
         threads: CPU threads for one call.
         labels: class names that replace the artifact's; None keeps those.
         max_batch: rows of a batch at most; 1 turns batching off.
+        lanes: worker threads that were asked for; 0 leaves it to the backend.
     """
 
     name: str = "model"
@@ -71,6 +91,7 @@ class LoadOptions:
     threads: int = 1
     labels: Sequence[str] | None = None
     max_batch: int = 1
+    lanes: int = 0
 
 
 def load_model(artifact: Artifact, options: LoadOptions) -> Model:
@@ -89,11 +110,16 @@ def load_model(artifact: Artifact, options: LoadOptions) -> Model:
     names = list(artifact.labels or ()) if options.labels is None else list(options.labels)
     _check_labels(names, artifact.signature.outputs[0])
     backend = load_backend(artifact, options.threads)
-    inline = _warm_up(backend, artifact)
-    check_golden(backend, artifact)
-    max_batch = _warm_up_batches(backend, artifact, options.max_batch)
+    if artifact.format == "TorchServe" and artifact.golden is None:
+        inline, max_batch = 0, options.max_batch  # nothing to ask it; a handler takes lists of requests by its contract
+    else:
+        inline = _warm_up(backend, artifact)
+        check_golden(backend, artifact)
+        max_batch = _warm_up_batches(backend, artifact, options.max_batch)
     codec = Codec(artifact.signature, options.name, options.revision, names)
-    return Model(artifact, backend, names, preprocessing, codec, inline, max_batch, time.perf_counter() - started)
+    golden = None if artifact.format == "TorchServe" else _golden_batch(artifact)
+    seconds, lanes = time.perf_counter() - started, 0 if options.lanes else backend.lanes
+    return Model(artifact, backend, names, preprocessing, codec, inline, max_batch, seconds, golden, lanes)
 
 
 def _check_signature(artifact: Artifact) -> None:
@@ -166,9 +192,9 @@ def _warm_up_batches(backend: Backend, artifact: Artifact, max_batch: int) -> in
     seconds: list[tuple[int, float]] = []
     sizes = batch_sizes(max_batch)
     for size in sizes:
-        deadline = time.perf_counter() + WARM_UP_SECONDS / len(sizes)
         inputs = {name: np.repeat(array[:1], size, axis=0) for name, array in sample.items()}
-        runs = [_timed(backend, inputs)]
+        runs = [_timed(backend, inputs)]  # may compile, or record a graph; the time for measuring begins after it
+        deadline = time.perf_counter() + WARM_UP_SECONDS / len(sizes)
         while len(runs) < WARM_UP_RUNS and time.perf_counter() < deadline:
             runs.append(_timed(backend, inputs))
         if len(runs) > 1:
@@ -230,6 +256,32 @@ def check_golden(backend: Backend, artifact: Artifact) -> None:
         _compare(spec.name, got[spec.name], wanted.get(spec.name), limit)
 
 
+def _golden_batch(artifact: Artifact) -> GoldenBatch | None:
+    """The golden data of one request: all of them, or the first batch where the signature fixes its size."""
+    if artifact.golden is None:
+        return None
+    outputs, pieces = (
+        _arrays(artifact, artifact.golden.outputs),
+        list(_batches(_arrays(artifact, artifact.golden.inputs), artifact.signature.inputs)),
+    )
+    if len(pieces) > 1:
+        rows = len(next(iter(pieces[0].values())))
+        outputs = {name: array[:rows] for name, array in outputs.items()}
+    return GoldenBatch(pieces[0], outputs, float(artifact.golden.max_absolute_error))
+
+
+def golden_difference(got: Tensors, model: Model) -> str | None:
+    """Say how the answer to the golden inputs differs from the golden outputs, None when it does not."""
+    if model.golden is None:
+        return None
+    try:
+        for spec in model.artifact.signature.outputs:
+            _compare(spec.name, got[spec.name], model.golden.outputs.get(spec.name), model.golden.limit)
+    except Failure as failure:
+        return failure.message
+    return None
+
+
 def _run_all(backend: Backend, inputs: Tensors, artifact: Artifact) -> Tensors:
     try:
         parts = [backend.infer(batch) for batch in _batches(inputs, artifact.signature.inputs)]
@@ -242,6 +294,8 @@ def _compare(name: str, got: np.ndarray, wanted: np.ndarray | None, limit: float
     if wanted is None or got.shape != wanted.shape:
         shape = None if wanted is None else list(wanted.shape)
         raise Failure("GoldenMismatch", f"golden output '{name}': expected shape {shape}, got {list(got.shape)}")
+    if wanted.dtype.kind in "OUS":
+        return _compare_texts(name, got, wanted, limit)
     # Equal infinities and NaNs at the same places are equal; any other non-finite value is an infinite difference.
     with np.errstate(invalid="ignore", over="ignore"):
         difference = np.abs(got.astype(np.float64) - wanted.astype(np.float64))
@@ -250,6 +304,15 @@ def _compare(name: str, got: np.ndarray, wanted: np.ndarray | None, limit: float
     worst = float(difference.max(initial=0.0))
     if worst > limit:
         raise Failure("GoldenMismatch", f"golden output '{name}' differs by {worst:.3g} on this node; at most {limit:.3g} is allowed")
+
+
+def _compare_texts(name: str, got: np.ndarray, wanted: np.ndarray, limit: float) -> None:
+    for row, (own, want) in enumerate(zip(got.ravel(), wanted.ravel(), strict=True)):
+        (words, numbers), (wanted_words, wanted_numbers) = numbers_of(own), numbers_of(want)
+        if words != wanted_words or not np.allclose(numbers, wanted_numbers, rtol=0, atol=limit):
+            raise Failure(
+                "GoldenMismatch", f"golden output '{name}', row {row}, is {str(own)[:100]!r} on this node, not {str(want)[:100]!r}"
+            )
 
 
 def _arrays(artifact: Artifact, path: str) -> Tensors:

@@ -144,7 +144,7 @@ class Codec:
 
     # --- decode ---------------------------------------------------------------------------------------------------
 
-    def decode(self, body: bytes, json_bytes: int | None = None) -> InferRequest:
+    def decode(self, body: bytes | memoryview, json_bytes: int | None = None) -> InferRequest:
         """Decode and check an infer request; parameters that are not known have no effect.
 
         Args:
@@ -155,26 +155,26 @@ class Codec:
             BadRequest: names the tensor, what was expected and what came.
         """
         if json_bytes is None:
-            return self._decode_json(body)
-        plan = self._plans.get(body[:json_bytes])
+            return self._decode_json(bytes(body))
+        plan = self._plans.get(bytes(body[:json_bytes]))
         if plan is not None and len(body) == plan.body_bytes:
             inputs = {}
             for view in plan.views:
-                raw = memoryview(body)[view.start : view.end] if view.aligned else body[view.start : view.end]
+                raw = memoryview(body)[view.start : view.end] if view.aligned else bytes(body[view.start : view.end])
                 inputs[view.name] = np.frombuffer(raw, DTYPES[view.dtype]).reshape(view.shape)
             return InferRequest(inputs, plan.outputs, None, plan.timeout, plan.priority)
         if not 0 < json_bytes <= len(body):
             raise BadRequest(f"Inference-Header-Content-Length must be a number from 1 to {len(body)}, the bytes of the body")
         return self._decode_binary(body, json_bytes)
 
-    def _decode_binary(self, body: bytes, json_bytes: int) -> InferRequest:
-        value = json_object(body[:json_bytes])
+    def _decode_binary(self, body: bytes | memoryview, json_bytes: int) -> InferRequest:
+        value = json_object(bytes(body[:json_bytes]))
         tail = _Tail(body, json_bytes)
         asked = self._decode_object(value, tail)
         if tail.position != len(body):
             raise BadRequest(f"{len(body) - tail.position} bytes are left over after the binary tensors; check each binary_data_size")
         if asked.id is None and tail.is_plain and json_bytes <= MAX_PLAN_BYTES:
-            _keep(self._plans, body[:json_bytes], _Plan(tuple(tail.views), len(body), asked.outputs, asked.timeout, asked.priority))
+            _keep(self._plans, bytes(body[:json_bytes]), _Plan(tuple(tail.views), len(body), asked.outputs, asked.timeout, asked.priority))
         return asked
 
     def _decode_json(self, body: bytes) -> InferRequest:
@@ -321,7 +321,7 @@ class Codec:
 class _Tail:
     """The raw tensors behind the JSON part, taken in the order of the inputs."""
 
-    def __init__(self, body: bytes, position: int) -> None:
+    def __init__(self, body: bytes | memoryview, position: int) -> None:
         self._body = body
         self.position = position
         self.views: list[_View] = []
@@ -334,7 +334,7 @@ class _Tail:
         self.position = end
         itemsize = item_bytes(spec.dtype)
         aligned = itemsize and start % itemsize == 0
-        raw: bytes | memoryview = memoryview(self._body)[start:end] if aligned else self._body[start:end]
+        raw: bytes | memoryview = memoryview(self._body)[start:end] if aligned else bytes(self._body[start:end])
         array = from_raw(spec.name, raw, spec.dtype, shape)
         # Booleans are normalised and strings parsed each time.
         self.is_plain = self.is_plain and spec.dtype not in ("bool", "string")

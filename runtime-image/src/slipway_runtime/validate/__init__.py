@@ -13,6 +13,7 @@ from slipway_runtime.artifact import file_sha256
 from slipway_runtime.candidates import (
     BUILD_KEYS,
     CONVERT_REPORT,
+    SAMPLES,
     VALIDATE_REPORT,
     Wanted,
     candidate_folder,
@@ -45,6 +46,7 @@ def run(settings: Settings) -> None:
     if choice is None:
         raise summary(rows, "ValidationFailed")
     log.info("chosen: %s", choice.why)
+    rows[choice.number]["chosen"] = True
     folder = candidate_folder(settings.candidates, choice.number, rows[choice.number]["target"])
     built = {key: converted["candidates"][choice.number].get(key) for key in BUILD_KEYS}
     report = {
@@ -56,7 +58,8 @@ def run(settings: Settings) -> None:
         "files": _hashes(folder),
     }
     write_json(settings.report / VALIDATE_REPORT, report)
-    write_termination("Validated", f"{_label(rows[choice.number])} is equal to its source; {choice.why}", candidates=rows)
+    found = "is equal to its source" if (settings.candidates / SAMPLES).exists() else "is its source, loaded and not compared"
+    write_termination("Validated", f"{_label(rows[choice.number])} {found}; {choice.why}", candidates=rows)
 
 
 def _row(settings: Settings, converted: dict[str, Any], limits: Limits, number: int) -> tuple[dict[str, Any], Entry | None]:
@@ -78,8 +81,12 @@ def _row(settings: Settings, converted: dict[str, Any], limits: Limits, number: 
         log.error("candidate %d, %s: %s", number, _label(row), failure)
         return failed_row(row["target"], row["precision"], failure, **numbers) | extra, None
     del numbers["worstSample"]  # of use only beside a failure
-    log.info("candidate %d, %s: equal to its source, %s (%.1f s)", number, _label(row), result.value["numbers"], result.seconds)
+    log.info("candidate %d, %s: passed, %s (%.1f s)", number, _label(row), result.value["numbers"], result.seconds)
     passed = passed_row(row["target"], row["precision"], "Validated", **numbers) | extra
+    if not (settings.candidates / SAMPLES).exists():
+        log.warning("candidate %d, %s: %s", number, _label(row), result.value["message"])
+        message = shortened(result.value["message"], 200)
+        return passed | {"message": message}, Entry(number, _label(row), built["format"], row["precision"], row["sizeBytes"])
     return _measured(settings, converted, limits, number, passed, built)
 
 
@@ -100,6 +107,7 @@ def _measured(  # noqa: PLR0913, PLR0917
         "latencyP50": f"{found['latencyP50'] * 1000:.3g}ms",
         "latencyP99": f"{found['latencyP99'] * 1000:.3g}ms",
         "throughput": f"{found['throughput']:.0f}" if found["throughput"] >= 100 else f"{found['throughput']:.3g}",
+        "batchSize": found["batchSize"],
         "loadSeconds": f"{found['loadSeconds']:.3g}",
         "peakMemory": f"{-(-result.peak_bytes >> 20)}Mi",
     }

@@ -15,7 +15,7 @@ LEAST_NOISE, MOST_NOISE = 0.03, 0.25
 _SIZE_NOISE = 0.01
 # ONNX: one file, the small image. TorchScript, ExportedProgram: one file, the torch image. PyTorch: the user's code in the server.
 # AOTInductor: machine code of one CPU level. TorchTensorRT: an engine of one kind of GPU and one version of TensorRT.
-_FORMATS = ("ONNX", "TorchScript", "ExportedProgram", "PyTorch", "AOTInductor", "TorchTensorRT")
+_FORMATS = ("ONNX", "TorchScript", "ExportedProgram", "PyTorch", "TorchServe", "AOTInductor", "TorchTensorRT")
 _PRECISIONS = ("Float32", "Float16", "BFloat16", "Int8Dynamic", "Int8Static")
 
 
@@ -26,7 +26,7 @@ class Entry:
     Attributes:
         number: its place in the spec.
         label: for the message.
-        format: one of ONNX, TorchScript, ExportedProgram, PyTorch, AOTInductor, TorchTensorRT.
+        format: one of ONNX, TorchScript, ExportedProgram, PyTorch, TorchServe, AOTInductor, TorchTensorRT.
         precision: of the spec.
         size: bytes of its files.
         latency: median seconds of one sample, None when it was not measured.

@@ -15,6 +15,7 @@ from slipway_runtime.validate.golden import write_golden
 from slipway_runtime.validate.loaders import load
 from slipway_runtime.validate.parity import Parity, compare
 
+NOT_COMPARED = "loaded, not asked: sample requests would be needed (validation.data: an .npz whose array `data` holds texts)"
 _DEFAULT_ERROR = 1e-3
 _DEFAULT_AGREEMENT = 99.0
 # Without maxAbsoluteError, a lower precision may differ by this share of the source's largest output, and its outputs must point where the
@@ -34,6 +35,8 @@ def validated(settings: Settings, converted: dict[str, Any], number: int, row: d
     """
     signature = Signature.from_json(converted["signature"])
     runner = load(candidate_folder(settings.candidates, number, row["target"]), built, signature, row["precision"])
+    if not (settings.candidates / SAMPLES).exists():  # a handler that nobody gave inputs for
+        return {"numbers": {"worstSample": None}, "reason": "", "message": NOT_COMPARED}
     samples = read_batches(settings.candidates / SAMPLES)
     parity, outputs = compare(runner, samples, read_batches(settings.candidates / REFERENCE))
     accuracy = _accuracy(settings, parity)

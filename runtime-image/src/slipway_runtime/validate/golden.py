@@ -10,10 +10,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from slipway_runtime.artifact import Signature
-from slipway_runtime.samples import Batch, is_batched
+from slipway_runtime.samples import Array, Batch, is_batched
 from slipway_runtime.settings import write_json
+from slipway_runtime.texts import numbers_of
 
 MAX_SAMPLES = 8
 _TOLERANCES = {"Float32": 1e-4, "Float16": 4e-3, "BFloat16": 3e-2, "Int8Dynamic": 3e-2, "Int8Static": 3e-2}
@@ -42,5 +44,14 @@ def write_golden(folder: Path, samples: list[Batch], outputs: list[Batch], signa
     golden = shortened(outputs[-1])
     np.savez(folder / INPUTS, **shortened(samples[-1]))  # type: ignore[arg-type]
     np.savez(folder / OUTPUTS, **golden)  # type: ignore[arg-type]
-    scale = max((float(np.abs(array.astype(np.float64)).max(initial=0.0)) for array in golden.values()), default=0.0)
+    scale = max((float(np.abs(_numbers(array)).max(initial=0.0)) for array in golden.values()), default=0.0)
     write_json(folder / "golden.json", {"maxAbsoluteError": _TOLERANCES[precision] * max(1.0, scale)})
+
+
+def _numbers(array: Array) -> npt.NDArray[np.float64]:
+    """The numbers of an output; of texts those in their JSON."""
+    return (
+        np.array([number for text in array.flat for number in numbers_of(text)[1]])
+        if array.dtype.kind in "US"
+        else array.astype(np.float64)
+    )

@@ -9,9 +9,10 @@ from typing import Any
 
 from slipway_runtime.artifact import Artifact, Signature
 from slipway_runtime.reasons import Failure, first_line, is_out_of_memory
-from slipway_runtime.samples import Batch
+from slipway_runtime.samples import Batch, with_texts
 from slipway_runtime.serve.backends import load_backend
 from slipway_runtime.serve.cpu import cpu_limit
+from slipway_runtime.serve.device import torch_device
 
 Runner = Callable[[Batch], Batch]
 
@@ -30,11 +31,9 @@ def load(folder: Path, built: dict[str, Any], signature: Signature, precision: s
     """
     if built["format"] == "ONNX":
         return onnx_runner(onnx_session(folder / built["entry"]))
-    if built["format"] == "TorchScript":
-        return _torchscript(folder / built["entry"], signature)
-    if built["format"] != "PyTorch":
+    if built["format"] not in ("TorchScript", "PyTorch") or torch_device() != "cpu":
         return _by_backend(folder, built, signature, precision)
-    return _eager(folder, built, signature)
+    return _torchscript(folder / built["entry"], signature) if built["format"] == "TorchScript" else _eager(folder, built, signature)
 
 
 def onnx_session(path: Path) -> Any:
@@ -85,7 +84,7 @@ def _by_backend(folder: Path, built: dict[str, Any], signature: Signature, preci
 
     def run(batch: Batch) -> Batch:
         try:
-            return backend.infer({name: array.copy() for name, array in batch.items()})
+            return with_texts(backend.infer({name: array.copy() for name, array in batch.items()}))
         except Exception as error:
             if is_out_of_memory(error):
                 raise

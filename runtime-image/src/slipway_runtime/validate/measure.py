@@ -18,18 +18,20 @@ from slipway_runtime.settings import Settings
 from slipway_runtime.validate.auction import noise_of
 from slipway_runtime.validate.loaders import as_artifact
 
-BATCH_SIZES = (1, 8, 32)  # up to what the server forms by default; a fixed batch has its own size only
+BATCH_SIZES = (1, 8, 32)  # what clients send, and servers form; a fixed batch has its own size only
 _WARM_UP_RUNS, _WARM_UP_SECONDS = 10, 1.0
 _ROUNDS = 5
 _LATENCY_RUNS, _LATENCY_SECONDS = 60, 0.4  # of a round, whichever comes first
 _THROUGHPUT_SECONDS = 0.1  # of a round
+_LONGEST_CALL = 5.0  # seconds; a batch that would take longer is not tried: it would eat up the time of the other candidates
 
 
 def measured(settings: Settings, converted: dict[str, Any], number: int, row: dict[str, Any], built: dict[str, Any]) -> dict[str, Any]:
     """Load the candidate with the server's backend and measure it, on as many threads as this container may use.
 
     Returns:
-        loadSeconds, latencies p50 and p99 in seconds, throughput in samples a second with its batch size, and both noises.
+        loadSeconds, latencies p50 and p99 in seconds, the best throughput in samples a second with its batch size, the throughput at each
+        batch size, and both noises.
 
     Raises:
         Failure: when it cannot be loaded.
@@ -41,10 +43,13 @@ def measured(settings: Settings, converted: dict[str, Any], number: int, row: di
     artifact = as_artifact(candidate_folder(settings.candidates, number, row["target"]), built, signature, row["precision"])
     backend = load_backend(artifact, cpu_limit())
     load_seconds = time.perf_counter() - started
-    fixed = batch_size(signature)
-    sizes = BATCH_SIZES if fixed is None else (fixed,)
+    sizes = batch_sizes(batch_size(signature), settings.max_batch_size)
     rounds, calls = _latency(backend, resized(sample, signature, sizes[0]))
-    throughput = {size: _throughput(backend, resized(sample, signature, size), size) for size in sizes}
+    throughput: dict[int, list[float]] = {}
+    for size in sizes:
+        if throughput and statistics.median(calls) * size / sizes[0] > _LONGEST_CALL:
+            break
+        throughput[size] = _throughput(backend, resized(sample, signature, size), size)
     best = max(throughput, key=lambda size: statistics.median(throughput[size]))
     backend.close()
     return {
@@ -55,7 +60,20 @@ def measured(settings: Settings, converted: dict[str, Any], number: int, row: di
         "throughput": statistics.median(throughput[best]),
         "throughputNoise": noise_of(throughput[best]),
         "batchSize": best,
+        "throughputs": {str(size): statistics.median(rates) for size, rates in throughput.items()},
     }
+
+
+def batch_sizes(fixed: int | None, largest: int | None) -> tuple[int, ...]:
+    """Return the batch sizes to measure, ascending.
+
+    Args:
+        fixed: the only size that the signature allows; None: any.
+        largest: what the server may put together (serving.batching.maxBatchSize), None when nobody said.
+    """
+    if fixed is not None:
+        return (fixed,)
+    return BATCH_SIZES if largest is None else (*(size for size in BATCH_SIZES if size < largest), largest)
 
 
 def resized(batch: Batch, signature: Signature, size: int) -> Batch:

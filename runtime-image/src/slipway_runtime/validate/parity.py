@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from slipway_runtime.reasons import Failure
 from slipway_runtime.samples import Batch, check_finite
+from slipway_runtime.texts import numbers_of
 from slipway_runtime.validate.loaders import Runner
 
 # Relative errors are to |reference|, but to no less than this share of the largest of the output: near 0 any error would be infinite.
@@ -66,6 +67,9 @@ class Parity:
         ranked = False
         for name, reference in want.items():
             array = got.get(name)
+            if array is not None and reference.dtype.kind in "US" and array.shape == reference.shape:
+                self._add_texts(name, reference, array, offset)
+                continue
             if array is None or array.shape != reference.shape or array.dtype != reference.dtype:
                 have = "absent" if array is None else f"{array.dtype} {list(array.shape)}"
                 raise Failure("ParityFailed", f"{name} is {have}, the source gives {reference.dtype} {list(reference.shape)}")
@@ -73,6 +77,16 @@ class Parity:
             if not ranked and has_classes(reference):
                 ranked = True
                 self._add_classes(reference, array)
+
+    def _add_texts(self, name: str, reference: npt.NDArray[Any], array: npt.NDArray[Any], offset: int) -> None:
+        """Compare answers in JSON: words must be equal, numbers are counted as errors."""
+        for row, (want, got) in enumerate(zip(reference.ravel(), array.ravel(), strict=True)):
+            (words, numbers), (own_words, own_numbers) = numbers_of(want), numbers_of(got)
+            if not np.isfinite([*numbers, *own_numbers]).all():
+                raise Failure("NonFiniteOutputs", f"{name} of sample {offset + row} has NaN or infinity: {str(got)[:80]!r}")
+            if words != own_words:
+                raise Failure("ParityFailed", f"{name} of sample {offset + row} is {str(got)[:80]!r}, the source gives {str(want)[:80]!r}")
+            self._add_errors(name, np.array([numbers]), np.array([own_numbers]), offset + row)
 
     def _add_errors(self, name: str, reference: npt.NDArray[np.float64], array: npt.NDArray[np.float64], offset: int) -> None:
         difference = np.abs(array - reference)

@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from slipway_runtime.artifact import Artifact
 from slipway_runtime.reasons import Failure
-from slipway_runtime.serve.tensors import Tensors
+from slipway_runtime.serve.tensors import Array, Tensors
 
-FORMATS = ("ONNX", "TorchScript", "PyTorch", "ExportedProgram", "AOTInductor", "TorchTensorRT")
+FORMATS = ("ONNX", "TorchScript", "PyTorch", "ExportedProgram", "AOTInductor", "TorchTensorRT", "TorchServe")
 
 
 class Backend(Protocol):
-    """A loaded model; `infer` may be called from several threads at once."""
+    """A loaded model; `infer` may be called from several threads at once.
+
+    Attributes:
+        platform: what runs it, for the model's metadata.
+        lanes: threads that it pays to call `infer` from; 0: as many as there are CPUs.
+    """
 
     platform: str
+    lanes: int
 
     def infer(self, inputs: Tensors) -> Tensors:
         """Run the model: arrays by input name -> arrays by output name, both as the signature has them."""
+
+    def concatenate(self, arrays: Sequence[Array]) -> Array:
+        """Join the rows of several requests along the first axis, in memory that `infer` likes to read."""
 
     def close(self) -> None:
         """Free the model; no `infer` after this."""
@@ -60,4 +70,8 @@ def _load(artifact: Artifact, threads: int) -> Backend:
         from slipway_runtime.serve.backends.aotinductor import aotinductor_backend  # noqa: PLC0415
 
         return aotinductor_backend(artifact, threads)
+    if artifact.format == "TorchServe":
+        from slipway_runtime.serve.backends.handler import HandlerBackend  # noqa: PLC0415
+
+        return HandlerBackend(artifact)
     raise Failure("ModelLoadFailed", f"format {artifact.format!r} is not one this server has a backend for ({', '.join(FORMATS)})")

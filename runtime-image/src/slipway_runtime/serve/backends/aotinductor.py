@@ -1,32 +1,49 @@
-"""AOTInductor packages: machine code for this CPU, run without Python code of the model; no compiler is needed to load one."""
+"""AOTInductor packages: machine code for this CPU or kernels for this kind of GPU, run without Python code of the model or a compiler."""
 
 from __future__ import annotations
 
+import json
 import platform
+import zipfile
 from pathlib import Path
 
 import torch
 
 from slipway_runtime.artifact import Artifact
 from slipway_runtime.reasons import Failure
-from slipway_runtime.serve.backends.pytorch import TorchBackend
+from slipway_runtime.serve.backends.pytorch import TorchBackend, torch_backend
+from slipway_runtime.serve.device import torch_device
 
 # Flags of /proc/cpuinfo that code of the converter's level uses (x86-64-v3; see convert/aotinductor_target.py).
 _NEEDED = {"x86_64": frozenset({"avx2", "fma", "bmi1", "bmi2", "f16c", "movbe"}), "aarch64": frozenset({"asimd"})}
 
 
 def aotinductor_backend(artifact: Artifact, threads: int) -> TorchBackend:
-    """Load a package.
+    """Load a package on the device that it was compiled for.
 
     Raises:
-        Failure: ModelLoadFailed, with what this CPU lacks: its code would end the process with SIGILL.
+        Failure: ModelLoadFailed, with what this CPU lacks (its code would end the process with SIGILL), or when there is no GPU.
     """
     missing = missing_flags(Path("/proc/cpuinfo").read_text(), platform.machine())
     if missing:
         raise Failure("ModelLoadFailed", f"the CPU of this node lacks {', '.join(missing)}, which an AOTInductor model is compiled for")
+    path = artifact.directory / artifact.entry
+    device = package_device(path)
+    if device == "cuda" and torch_device() != "cuda":
+        raise Failure("ModelLoadFailed", f"{artifact.entry} is compiled for a CUDA GPU, and this pod has none; set spec.accelerator")
     torch.set_num_threads(threads)
-    runner = torch._inductor.aoti_load_package(str(artifact.directory / artifact.entry))
-    return TorchBackend(runner, artifact, threads, "pytorch_aotinductor")
+    # On a GPU its own locks would stop a recording; CudaBackend lets one thread at a time launch anyway.
+    runner = torch._inductor.aoti_load_package(str(path), run_single_threaded=device == "cuda")
+    return torch_backend(runner, artifact, threads, "pytorch_aotinductor", device)
+
+
+def package_device(path: Path) -> str:
+    """Return `cuda` or `cpu`, which the compiler wrote into the package's metadata."""
+    with zipfile.ZipFile(path) as archive:
+        for name in archive.namelist():
+            if name.endswith("_metadata.json") and (device := json.loads(archive.read(name)).get("AOTI_DEVICE_KEY")):
+                return str(device)
+    return "cpu"
 
 
 def missing_flags(cpuinfo: str, machine: str) -> list[str]:

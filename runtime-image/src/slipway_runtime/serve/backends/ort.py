@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import onnxruntime
 
 from slipway_runtime.artifact import Artifact
 from slipway_runtime.reasons import Failure
-from slipway_runtime.serve.tensors import Tensors
+from slipway_runtime.serve.tensors import Array, Tensors
 
 
 class OnnxBackend:
     """An onnxruntime session."""
 
     platform = "onnxruntime_onnx"
+    lanes = 0
 
     def __init__(self, artifact: Artifact, threads: int) -> None:
         """Load the session.
@@ -37,6 +41,10 @@ class OnnxBackend:
     def infer(self, inputs: Tensors) -> Tensors:
         """Run the session."""
         return dict(zip(self._outputs, self._session.run(self._outputs, inputs), strict=True))
+
+    def concatenate(self, arrays: Sequence[Array]) -> Array:
+        """Join along the first axis."""
+        return np.concatenate(arrays)
 
     def close(self) -> None:
         """Drop the session."""

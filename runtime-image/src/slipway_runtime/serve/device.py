@@ -1,0 +1,42 @@
+"""Where a model of torch runs: the CUDA GPU that the pod was given, or the CPU. Decided once, when a model is built or loaded."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+
+from slipway_runtime.reasons import Failure
+
+VARIABLE = "SLIPWAY_DEVICE"
+
+
+def wanted_device(environment: Mapping[str, str], has_gpu: Callable[[], bool]) -> str:
+    """Return `cpu` or `cuda`: what the environment says, else the GPU where there is one (a pod sees only those it asked for).
+
+    Args:
+        environment: SLIPWAY_DEVICE is `auto` (or absent), `cpu` or `cuda`.
+        has_gpu: whether CUDA works here; not asked when the answer is `cpu`.
+
+    Raises:
+        Failure: ModelLoadFailed when `cuda` is demanded and not there; InvalidArguments for another word.
+    """
+    word = environment.get(VARIABLE) or "auto"
+    if word not in ("auto", "cpu", "cuda"):
+        raise Failure("InvalidArguments", f"{VARIABLE} must be auto, cpu or cuda, got {word!r}")
+    if word == "cpu":
+        return "cpu"
+    if has_gpu():
+        return "cuda"
+    if word == "cuda":
+        raise Failure("ModelLoadFailed", f"{VARIABLE} is cuda, and this pod has no CUDA GPU that works; set spec.accelerator")
+    return "cpu"
+
+
+def torch_device() -> str:
+    """Return `wanted_device` of this process.
+
+    Not before a fork whose child uses the GPU: to look for one initializes the driver, which a child cannot do again.
+    """
+    import torch  # noqa: PLC0415 - not in the ONNX-only image
+
+    return wanted_device(os.environ, torch.cuda.is_available)
