@@ -1,9 +1,16 @@
-"""Fixtures of the e2e tests: the kind cluster, Slipway installed in it by its chart, a namespace per test."""
+"""Fixtures of the e2e tests: the kind cluster, Slipway installed in it by its chart, a namespace per test.
+
+Files of tests run side by side (`make e2e`: pytest-xdist, `--dist loadfile`), because most of their time they wait. A test marked `alone`
+takes something away that the others need, and waits until they have paused; `last` ones run after all others, by a command of their own.
+"""
 
 from __future__ import annotations
 
+import fcntl
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import yaml
@@ -28,9 +35,27 @@ def cluster() -> Cluster:
 @pytest.fixture(scope="session")
 def slipway(cluster: Cluster) -> Cluster:
     """The cluster with Slipway at the images of this tree."""
-    if not _is_installed(cluster):
-        install(cluster)
+    with _locked(ROOT / "build/e2e-install.lock", fcntl.LOCK_EX):
+        if not _is_installed(cluster):
+            install(cluster)
     return cluster
+
+
+@contextmanager
+def _locked(path: Path, how: int) -> Iterator[None]:
+    with path.open("w", encoding="utf-8") as file:
+        fcntl.flock(file, how)
+        yield
+
+
+@pytest.hookimpl(hookwrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Let a test that is marked `alone` run while no other does, and one marked `unhurried` besides any; their timeouts begin then."""
+    if item.get_closest_marker("unhurried"):
+        yield
+        return
+    with _locked(ROOT / "build/e2e.lock", fcntl.LOCK_EX if item.get_closest_marker("alone") else fcntl.LOCK_SH):
+        yield
 
 
 def _is_installed(cluster: Cluster) -> bool:
@@ -39,6 +64,8 @@ def _is_installed(cluster: Cluster) -> bool:
     if not any(release["name"] == "slipway" and release["status"] == "deployed" for release in releases):
         return False
     values = json.loads(cluster.helm("get", "values", "slipway", "-n", SYSTEM, "-a", "-o", "json").stdout or "{}")
+    if not (values.get("prePull") or {}).get("enabled"):
+        return False
     return all((values.get(part) or {}).get(key) == image for (part, _, key), image in ((p.partition("."), i) for p, i in wanted.items()))
 
 
@@ -58,14 +85,12 @@ def quiet(slipway: Cluster) -> Iterator[Namespace]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let the quiet time begin first and be looked at after the other tests; what installs and removes the chart comes at the very end."""
+    """Begin with the quiet time, and end with what nothing else can run beside."""
 
     def place(item: pytest.Item) -> int:
-        if "test_twenty_become_ready" in item.name:
+        if "test_quiet" in str(item.path):
             return 0
-        if "test_nothing_is_written" in item.name:
-            return 2
-        return 3 if "test_chart" in str(item.path) else 1
+        return 2 if item.get_closest_marker("alone") or item.get_closest_marker("last") else 1
 
     items.sort(key=place)
 

@@ -234,11 +234,14 @@ class Namespace:
 
 
 def install(cluster: Cluster, *settings: str, command: tuple[str, ...] = ("upgrade", "--install")) -> None:
-    """Install or upgrade the chart of this tree at its images, with these settings besides, and wait until its pods are ready."""
-    images = [f"{path}={cluster.images[variable]}" for path, variable in IMAGE_VALUES.items()]
+    """Install or upgrade the chart of this tree at its images, with these settings besides, and wait until its pods are ready.
+
+    Every node pulls the images beforehand: on a new cluster the tests would otherwise wait for that, each within its own time.
+    """
+    images = [f"{path}={cluster.images[variable]}" for path, variable in IMAGE_VALUES.items()] + ["prePull.enabled=true"]
     values = [argument for setting in (*images, *settings) for argument in ("--set", setting)]
-    place = ("-n", SYSTEM, "--create-namespace", "--wait", "--timeout", "5m")
-    done = cluster.helm(*command, "slipway", str(ROOT / "charts/slipway"), *place, *values)
+    place = ("-n", SYSTEM, "--create-namespace", "--wait", "--timeout", "10m")
+    done = cluster.helm(*command, "slipway", str(ROOT / "charts/slipway"), *place, *values, timeout=660)
     assert done.returncode == 0, f"helm: {done.stderr}\n{cluster.run('-n', SYSTEM, 'get', 'pods,events', '-o', 'wide').stdout}"
 
 
@@ -411,4 +414,53 @@ threads = [threading.Thread(target=work) for _ in range(16)]
 while any(t.is_alive() for t in threads):  # a join would keep the signal's handler from running
     time.sleep(0.2)
 print(json.dumps(count | {"errors": errors[:20], "seconds": round(time.monotonic() - begin, 1)}))
+"""
+
+# Some of the requests are odd: their first feature is 200, which random inputs never hold. One thread a connection; a connection is used
+# for 20 requests only, because a Service balances connections. Arguments: the model, every how many-th is odd, threads, pause in seconds.
+ODD_LOAD = """
+import http.client, json, signal, sys, threading, time
+name, every, width, pause = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])
+rows = [[first, 2, 3, 4] for first in [1] * (every - 1) + [200]]
+bodies = [json.dumps({"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 4], "data": row}]}) for row in rows]
+lock, stopped = threading.Lock(), threading.Event()
+count, errors = {"sent": 0, "odd": 0, "failed": 0, "failed_though_even": 0, "nan": 0, "revisions": {}}, []
+signal.signal(signal.SIGTERM, lambda *_: stopped.set())
+
+def work(number):
+    connection = None
+    while not stopped.is_set():
+        number, error, is_nan, revision = number + 1, None, False, None
+        is_odd = number % every == every - 1
+        try:
+            connection = connection or http.client.HTTPConnection(name, 80, timeout=20)
+            connection.request("POST", f"/v2/models/{name}/infer", bodies[number % every], {"Content-Type": "application/json"})
+            reply = connection.getresponse()
+            data = reply.read()
+            revision = reply.getheader("x-slipway-revision")
+            if reply.status == 200:
+                is_nan = not isinstance(json.loads(data)["outputs"][0]["data"][0], float)
+            else:
+                error = f"{reply.status} {data[:200]!r}"
+            if reply.will_close or number % 20 == 0:
+                connection.close()
+                connection = None
+        except Exception as caught:
+            error, connection = repr(caught), None
+        with lock:
+            count["sent"] += 1
+            count["odd"] += is_odd
+            count["failed"] += error is not None
+            count["failed_though_even"] += error is not None and not is_odd
+            count["nan"] += is_nan
+            count["revisions"][str(revision)] = count["revisions"].get(str(revision), 0) + 1
+            if error:
+                errors.append(error)
+        time.sleep(pause)
+
+threads = [threading.Thread(target=work, args=(number,)) for number in range(width)]
+[t.start() for t in threads]
+while any(t.is_alive() for t in threads):  # a join would keep the signal's handler from running
+    time.sleep(0.2)
+print(json.dumps(count | {"errors": errors[:20]}))
 """

@@ -64,7 +64,7 @@ def devices_of(space: Namespace, pod: Manifest) -> list[str]:
 
 
 def holder(node: str, gpus: int) -> Manifest:
-    """A pod of somebody else that has GPUs."""
+    """A pod of somebody else that asks for GPUs of one node. The scheduler places it: the pod of the test before may hold them a while."""
     security = {
         "allowPrivilegeEscalation": False,
         "runAsNonRoot": True,
@@ -72,15 +72,16 @@ def holder(node: str, gpus: int) -> Manifest:
         "seccompProfile": {"type": "RuntimeDefault"},
     }
     container = {"name": "train", "image": "none", "resources": {"limits": {GPU: str(gpus)}}, "securityContext": security}
-    return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "train-0"}, "spec": {"nodeName": node, "containers": [container]}}
+    place = {"kubernetes.io/hostname": node}
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "train-0"}, "spec": {"nodeSelector": place, "containers": [container]}}
 
 
 @pytest.mark.parametrize(
     ("resource", "product", "node", "device"),
     [
         (GPU, "NVIDIA-FAKE-A", "slipway-worker", "GPU-fake-slipway-worker-gpu-0"),
-        (GPU, "NVIDIA-FAKE-B", "slipway-worker2", "GPU-fake-slipway-worker2-gpu-"),
-        (MIG, "NVIDIA-FAKE-B", "slipway-worker2", "MIG-fake-slipway-worker2-mig-1g-10gb-"),
+        pytest.param(GPU, "NVIDIA-FAKE-B", "slipway-worker2", "GPU-fake-slipway-worker2-gpu-", marks=pytest.mark.nightly),
+        pytest.param(MIG, "NVIDIA-FAKE-B", "slipway-worker2", "MIG-fake-slipway-worker2-mig-1g-10gb-", marks=pytest.mark.nightly),
     ],
 )
 def test_a_pod_gets_the_device_asked_for(  # noqa: PLR0917
@@ -113,6 +114,7 @@ def lowest_while_updating(space: Namespace, wish: Manifest) -> int:
     return lowest
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(("product", "least"), [("NVIDIA-FAKE-A", 0), ("NVIDIA-FAKE-B", 1)], ids=["one GPU", "two GPUs"])
 def test_a_rollout_ends_on_a_full_node(gpus: Cluster, namespace: Namespace, product: str, least: int) -> None:
     wish = {"resourceName": GPU, "count": 1, "product": product}
@@ -127,6 +129,12 @@ def test_a_rollout_ends_on_a_full_node(gpus: Cluster, namespace: Namespace, prod
 
 def test_who_holds_the_accelerators_is_told(gpus: Cluster, namespace: Namespace) -> None:
     namespace.apply(holder("slipway-worker", 1), model_folder("v1"))
+    until(
+        lambda: namespace.get("pod", "train-0")["spec"].get("nodeName"),
+        90,
+        lambda: namespace.kubectl("describe", "pod", "train-0"),
+        every=0.2,
+    )
     wish = {"resourceName": GPU, "count": 1, "product": "NVIDIA-FAKE-A"}
     namespace.apply(mdep("tiny", "configmap://v1", more={"accelerator": wish}))
     namespace.wait_reason("tiny", "InsufficientAccelerators")

@@ -6,6 +6,8 @@ minutes and not one conversion after the other.
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,6 +30,7 @@ from e2e.kit import (
     until,
     weights,
 )
+from integration.api.manifests import INVALID
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(420)]
 AHEAD = 4
@@ -203,6 +206,23 @@ def test_bad_input(window: Window, case: Case) -> None:
 def test_unknown_scheme_is_refused_by_the_api(namespace: Namespace) -> None:
     said = namespace.refused(mdep("unknown", "ftp://host/model"))
     assert "the URI must start with oci://" in said
+
+
+def test_every_rule_of_the_crds_refuses_with_its_words(slipway: Cluster) -> None:
+    rows = []
+    for index, (title, manifest, words) in enumerate(INVALID):
+        name = f"row-{index:03}" if manifest["metadata"]["name"] == "digits" else manifest["metadata"]["name"]
+        rows.append((title, manifest | {"metadata": manifest["metadata"] | {"name": name}}, words))
+    every = "\n---\n".join(json.dumps(manifest) for _, manifest, _ in rows)
+    done = slipway.run("create", "--dry-run=server", "-f", "-", stdin=every)
+    assert not done.stdout, "accepted"
+    parts, missing = re.split(r"(?m)^(?=Error from server|The \w+ \")", done.stderr), []
+    for title, manifest, words in rows:
+        # a field that the schema does not know is refused before the server reads the name
+        about = [part for part in parts if manifest["metadata"]["name"] in part or "strict decoding" in part]
+        if not any(words in part for part in about):
+            missing.append((title, words, about))
+    assert not missing
 
 
 def test_quota_exceeded(namespace: Namespace) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from e2e.kit import LOAD, MANAGED, SYSTEM, Cluster, Namespace, drop_namespace, install, linear, make_namespace, mdep, model_folder, until
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.last, pytest.mark.slow, pytest.mark.timeout(900)]
 CRDS = {f"{plural}.slipway.dev" for plural in ("modeldeployments", "modelartifacts", "servingruntimes")}
 OF_THE_CHART = "app.kubernetes.io/part-of=slipway"
 CLUSTER_SCOPED = "clusterroles,clusterrolebindings"

@@ -13,7 +13,7 @@ import pytest
 
 from e2e.kit import MANAGED, SYSTEM, WEIGHT, Cluster, Namespace, drop_namespace, make_namespace, mdep, model_folder, until, weights
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.alone, pytest.mark.slow, pytest.mark.timeout(600)]
 LEASE = "slipway-operator"
 POINTS = 10
 INTERVAL = 2.5  # seconds between kills, so that ten of them fall into one create and one update

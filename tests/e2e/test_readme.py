@@ -30,6 +30,7 @@ EXPECTED = {
     "kubectl get mdep": r"(?m)^digits +True +digits-[0-9a-f]{8} +ONNX +\S+$",
     "slipway status ": r"digits is Ready: revision digits-[0-9a-f]{8} serves with 2 replicas",
     "slipway predict ": r"nine \(class 9\) +\d+\.\d %  revision digits-[0-9a-f]{8}",
+    "slipway report ": r"(?m)^\* ONNX Float32 +Passed ",
     "slipway plan ": r"digits",
 }
 

@@ -10,7 +10,7 @@ import pytest
 
 from e2e.kit import SYSTEM, Cluster, Manifest, Namespace, mdep, model_folder, until, weights
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(420)]
+pytestmark = [pytest.mark.alone, pytest.mark.slow, pytest.mark.timeout(420)]
 # spoils one byte of the largest layer of the artifact; blobs are shared by content, so the test has weights of its own
 SPOIL = """
 import json, pathlib, sys

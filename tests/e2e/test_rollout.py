@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from e2e.kit import MODEL, WEIGHT, Namespace, mdep, model_folder, until, weights
+from e2e.kit import MODEL, ODD_LOAD, WEIGHT, Namespace, mdep, model_folder, until, weights
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -22,48 +22,6 @@ ROLLOUT = {
 NAN_MODEL = MODEL.replace("from torch import nn", "import torch\nfrom torch import nn").replace(
     "return self.fc(x)", "return self.fc(x) + torch.sqrt(100 - x[:, :1]) * 1e-9"
 )
-# 8 threads; a connection is used for 20 requests only, because a Service balances connections; every fifth input is the odd one
-LOAD = """
-import http.client, json, signal, sys, threading, time
-name = sys.argv[1]
-rows = [[first, 2, 3, 4] for first in (1, 1, 1, 1, 200)]
-bodies = [json.dumps({"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 4], "data": row}]}) for row in rows]
-lock, stopped = threading.Lock(), threading.Event()
-count, errors = {"sent": 0, "failed": 0, "nan": 0}, []
-signal.signal(signal.SIGTERM, lambda *_: stopped.set())
-
-def work():
-    number, connection = 0, None
-    while not stopped.is_set():
-        number, error, is_nan = number + 1, None, False
-        try:
-            connection = connection or http.client.HTTPConnection(name, 80, timeout=20)
-            connection.request("POST", f"/v2/models/{name}/infer", bodies[number % 5], {"Content-Type": "application/json"})
-            reply = connection.getresponse()
-            data = reply.read()
-            if reply.status == 200:
-                is_nan = not isinstance(json.loads(data)["outputs"][0]["data"][0], float)
-            else:
-                error = f"{reply.status} {data[:200]!r}"
-            if reply.will_close or number % 20 == 0:
-                connection.close()
-                connection = None
-        except Exception as caught:
-            error, connection = repr(caught), None
-        with lock:
-            count["sent"] += 1
-            count["failed"] += error is not None
-            count["nan"] += is_nan
-            if error:
-                errors.append(error)
-        time.sleep(0.02)
-
-threads = [threading.Thread(target=work) for _ in range(8)]
-[t.start() for t in threads]
-while any(t.is_alive() for t in threads):
-    time.sleep(0.2)
-print(json.dumps(count | {"errors": errors[:20]}))
-"""
 
 
 def wish(version: str) -> dict[str, Any]:
@@ -74,7 +32,7 @@ def test_a_good_canary_is_promoted_and_one_that_answers_nan_goes_back(namespace:
     folders = model_folder("v1"), model_folder("v2", weights_safetensors=weights(WEIGHT * 2)), model_folder("v3", code=NAN_MODEL)
     namespace.apply(*folders, wish("v1"))
     first = namespace.wait_ready("tiny")["status"]["stable"]["revision"]
-    namespace.run_pod("load", LOAD, "tiny")
+    namespace.run_pod("load", ODD_LOAD, "tiny", "5", "8", "0.02")
     until(lambda: namespace.phase("load") == "Running", 60, lambda: namespace.kubectl("describe", "pod", "load"))
     _good(namespace, first)
     _bad(namespace)

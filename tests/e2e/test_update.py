@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import numpy as np
 import pytest
@@ -39,3 +40,26 @@ def _under_load(space: Namespace, pod: str, uri: str) -> None:
     print(pod, result)
     assert result["failed"] == 0, result
     assert len(result["answers"]) == 2, result
+
+
+@pytest.mark.nightly
+def test_pods_deleted_one_by_one_under_load_lose_no_request(namespace: Namespace) -> None:
+    namespace.apply(model_folder("v1"), mdep("tiny", "configmap://v1", serving={"replicas": 2}))
+    revision = namespace.wait_ready("tiny")["status"]["stable"]["revision"]
+    namespace.run_pod("load", LOAD, "tiny", "300")
+    until(lambda: namespace.phase("load") == "Running", 60, lambda: namespace.kubectl("describe", "pod", "load"))
+    begin, deleted = time.monotonic(), 0
+
+    def is_whole() -> bool:
+        return bool(namespace.get("deployment", revision)["status"].get("readyReplicas") == 2)
+
+    while time.monotonic() - begin < 60:
+        oldest = min(namespace.items("pods", "-l", f"slipway.dev/revision={revision}"), key=lambda p: p["metadata"]["creationTimestamp"])
+        namespace.kubectl("delete", "pod", oldest["metadata"]["name"], "--wait=false")
+        deleted += 1
+        time.sleep(2)
+        until(is_whole, 60, lambda: namespace.explain("tiny"))
+    result = namespace.end_load("load")
+    print(deleted, result)
+    assert deleted >= 3
+    assert result["failed"] == 0, result

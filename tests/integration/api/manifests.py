@@ -83,7 +83,7 @@ ROLLOUTS = [
     ("a duration without a unit", {"steps": [{"weight": 10, "duration": "60"}]}, "a duration is from 1s to 24h"),
     ("BlueGreen with a share", {"strategy": "BlueGreen", "steps": [TEN]}, "BlueGreen has one step at most, of weight 100"),
     ("Recreate with steps", {"strategy": "Recreate", "steps": [ALL]}, "Recreate has no steps"),
-    ("an analysis without steps", {"strategy": "BlueGreen", "analysis": {}}, "analysis judges steps; add steps"),
+    ("an analysis without steps", {"strategy": "BlueGreen", "analysis": {}}, "analysis and shadow need steps"),
     ("a metric without a limit", {"steps": [TEN], "analysis": {"metrics": [{"name": "error-rate"}]}}, "set a limit"),
     ("an unknown strategy", {"strategy": "Shadow"}, "Unsupported value"),
     ("an unknown onFailure", {"steps": [TEN], "onFailure": "Ignore"}, "Unsupported value"),
@@ -94,10 +94,12 @@ ENTRYPOINT = "an entrypoint is module:callable, with the module in the model fol
 PYTORCH_ONLY = "entrypoint and arguments are for PyTorch models; remove them, or set format to PyTorch"
 DIMENSION = "a dimension is a positive integer or, when it varies, a name; for example 8 or batch"
 INSIDE = "this must be a path inside the model folder, without a leading / and without ..; for example weights.safetensors"
-TARGETS = "an ONNX source is served as it is, or in another precision; its targets are None and ONNX"
+TARGETS = (
+    "the source has no such target; an ONNX source: None, ONNX; TorchScript: None, ONNX, TorchScript; ExportedProgram and PyTorch: all"
+)
 PRECISIONS = "this target is not built in this precision; ONNX: Float32, Float16, Int8Dynamic, Int8Static; ExportedProgram and AOTInductor"
 DECIMAL = 'this must be a decimal number, not negative, written as a string; for example "1e-3" or "0.001"'
-DURATION = "a duration is from 1s to 24h, in h, m and s; for example 10m, 90s or 1h30m"
+DURATION = "a duration is from 1s to 24h; for example 10m, 90s or 1h30m"
 QUANTITY = "this must be a quantity, not negative; for example 500m, 2 or 4Gi"
 SECRET = "an object's name has lower-case letters, digits, '-' and '.'; for example my-secret"
 IMAGE_RULE = "an image is host/repository:tag or host/repository@sha256:…, without a scheme and without spaces"
@@ -127,6 +129,17 @@ INVALID: list[tuple[str, Spec, str]] = [
         "a hostname is either for HTTP or for gRPC",
     ),
     ("gRPC hostnames without a gateway", deployment(routing={"grpcHostnames": ["a.example.com"]}), "hostnames need a gateway"),
+    ("an experiment for nobody", deployment(routing={"experiments": [{"name": "beta"}]}), "set headers or cookies"),
+    (
+        "an experiment with a header that is none",
+        deployment(routing={"experiments": [{"name": "beta", "headers": [{"name": "x beta", "value": "1"}]}]}),
+        "should match",
+    ),
+    (
+        "a shadow of more than all",
+        deployment(rollout={"steps": [{"weight": 10}], "shadow": {"percent": 101}}),
+        "should be less than or equal",
+    ),
     ("a URL as hostname", deployment(routing={"gateway": {"name": "g"}, "hostnames": ["http://a"]}), "a hostname has lower-case letters"),
     ("accelerator without a name", accelerator(count=1), "exactly one of resourceName"),
     (
@@ -286,6 +299,16 @@ INVALID: list[tuple[str, Spec, str]] = [
         deployment(model={"uri": OCI, "format": "ONNX"}, conversion={"candidates": [{"target": "TorchScript"}]}),
         TARGETS,
     ),
+    (
+        "TorchScript to AOTInductor",
+        deployment(model={"uri": OCI, "format": "TorchScript"}, conversion={"candidates": [{"target": "AOTInductor"}]}),
+        TARGETS,
+    ),
+    (
+        "an entrypoint in an exported program",
+        deployment(model={"uri": OCI, "format": "ExportedProgram", "entrypoint": "m:build"}),
+        "entrypoint and arguments are for PyTorch models",
+    ),
     ("no samples", validation(samples=0), "spec.conversion.validation.samples in body should be greater than or equal to 1"),
     ("error that is no number", validation(maxAbsoluteError="small"), DECIMAL),
     ("negative error", validation(maxAbsoluteError="-1e-3"), DECIMAL),
@@ -293,7 +316,6 @@ INVALID: list[tuple[str, Spec, str]] = [
     ("101 percent", validation(minTop1AgreementPercent=101), "minTop1AgreementPercent in body should be less than or equal to 100"),
     ("-1 percent", validation(minAccuracyPercent=-1), "minAccuracyPercent in body should be greater than or equal to 0"),
     ("duration without unit", deployment(conversion={"timeout": "600"}), DURATION),
-    ("duration backwards", deployment(conversion={"timeout": "30m1h"}), DURATION),
     ("no time at all", deployment(conversion={"timeout": "0s"}), DURATION),
     ("two days", deployment(conversion={"timeout": "48h"}), DURATION),
     ("duration without anything", deployment(conversion={"timeout": "hm"}), DURATION),
@@ -392,6 +414,14 @@ VALID: list[tuple[str, Spec]] = [
     ("a device of any vendor", accelerator(resourceName="habana.ai/gaudi", count=1)),
     ("a claimed device", accelerator(deviceClassName="gpu.nvidia.com", count=1, selectors=["device.driver == 'gpu.nvidia.com'"])),
     ("the shortest", deployment()),
+    (
+        "TorchScript to ONNX",
+        deployment(model={"uri": OCI, "format": "TorchScript"}, conversion={"candidates": [{"target": "ONNX"}, {"target": "None"}]}),
+    ),
+    (
+        "an exported program to AOTInductor",
+        deployment(model={"uri": OCI, "format": "ExportedProgram"}, conversion={"candidates": [{"target": "AOTInductor"}]}),
+    ),
     ("a name of 63 characters", deployment("d" * 63)),
     ("every field", deployment(model=FULL_MODEL, conversion=FULL_CONVERSION, serving=FULL_SERVING, revisionHistoryLimit=0)),
     ("a canary, and a step that waits", deployment(rollout={"steps": [TEN, {"weight": 50}, ALL], "onFailure": "Pause"}, paused=True)),
@@ -401,6 +431,18 @@ VALID: list[tuple[str, Spec]] = [
     (
         "a gateway",
         deployment(routing={"gateway": {"name": "public", "namespace": "gateways"}, "hostnames": ["*.example.com", "a.example.com"]}),
+    ),
+    (
+        "experiments and a shadow",
+        deployment(
+            routing={
+                "experiments": [
+                    {"name": "beta", "headers": [{"name": "x-beta", "value": "true"}], "cookies": [{"name": "beta", "value": "1"}]},
+                    {"name": "control", "cookies": [{"name": "beta", "value": "0"}], "revision": "Stable"},
+                ]
+            },
+            rollout={"steps": [{"weight": 10}], "shadow": {}},
+        ),
     ),
     ("a signature", tensors(TENSOR, TENSOR | {"name": "mask", "dtype": "bool", "shape": []})),
     ("https", model(uri="https://host:8443/a/b.tar.gz?version=3")),

@@ -190,6 +190,7 @@ def has_artifact(server: ApiServer, namespace: str) -> bool:
     return {"ModelArtifact", "Job", "Pod"} <= {kind for kind, space, _ in objects(server, ("mart", "job", "pod")) if space == namespace}
 
 
+@pytest.mark.nightly
 def test_install_run_upgrade_uninstall(server: ApiServer, tmp_path: Path) -> None:
     before = objects(server)
     assert "slipway push" in install(server)

@@ -141,7 +141,13 @@ class Tenant:
 
     def writes(self, since: int = 0) -> Counter[str]:
         """Count the operator's writes in this namespace, the Lease and Events aside, from the byte `since` of the audit log on."""
-        found: Counter[str] = Counter()
+        return Counter(f"{verb} {resource}" for verb, resource in self._written(since))
+
+    def creates(self) -> list[str]:
+        """Return the resources that the operator created in this namespace, in their order."""
+        return [resource.rstrip("/") for verb, resource in self._written(0) if verb == "create"]
+
+    def _written(self, since: int) -> Iterator[tuple[str, str]]:
         with self.audit.open("rb") as lines:
             lines.seek(since)
             for line in lines:
@@ -150,8 +156,7 @@ class Tenant:
                 if reference.get("namespace") != self.name or not event["userAgent"].startswith("slipway-operator"):
                     continue
                 if event["verb"] in WRITES and reference["resource"] not in ("leases", "events"):
-                    found[f"{event['verb']} {reference['resource']}/{reference.get('subresource', '')}"] += 1
-        return found
+                    yield event["verb"], f"{reference['resource']}/{reference.get('subresource', '')}"
 
     @property
     def audit(self) -> Path:

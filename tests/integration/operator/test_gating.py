@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -115,14 +116,42 @@ def port(apiserver: ApiServer) -> Iterator[int]:
     apiserver.apply({"apiVersion": "slipway.dev/v1alpha1", "kind": "ServingRuntime", "metadata": {"name": "slipway"}, "spec": IMAGE})
 
 
+class Prometheus:
+    """A real one without targets, which comes and goes at one address."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.port = folder, str(free_port())
+        (folder / "prometheus.yml").write_text("scrape_configs: []\n")
+
+    def _run(self, *command: str) -> None:
+        environment = {key: value for key, value in os.environ.items() if not key.lower().endswith("_proxy")}
+        subprocess.run([str(ROOT / "hack/prometheus.sh"), *command], check=True, env=environment, timeout=600, stdout=subprocess.DEVNULL)
+
+    def up(self) -> None:
+        self._run("up", str(self.folder / "data"), str(self.folder / "prometheus.yml"), self.port)
+
+    def down(self) -> None:
+        self._run("down", str(self.folder / "data"))
+
+
 @pytest.fixture(scope="module")
-def operator(apiserver: ApiServer, port: int, receiver: Receiver, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
+    server = Prometheus(tmp_path_factory.mktemp("prometheus"))
+    server.up()
+    yield server
+    server.down()
+
+
+@pytest.fixture(scope="module")
+def operator(
+    apiserver: ApiServer, port: int, receiver: Receiver, prometheus: Prometheus, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Path]:
     """The operator as a process, until the tests of this file end; yields its log."""
     log = tmp_path_factory.mktemp("operator") / "log"
     environment = {**os.environ, "KUBECONFIG": str(apiserver.kubeconfig), "PYTHONPATH": str(ROOT / "operator/src")}
     environment |= {"SLIPWAY_METRICS_PORT": free_port(), "SLIPWAY_HEALTH_PORT": free_port(), "SLIPWAY_NAMESPACE": "default"}
     environment |= {"SLIPWAY_DRAIN_SECONDS": "2", "SLIPWAY_WEBHOOK_URL": f"http://127.0.0.1:{receiver.server_address[1]}/hook"}
-    environment |= {"SLIPWAY_WEBHOOK_SECRET": SECRET}
+    environment |= {"SLIPWAY_WEBHOOK_SECRET": SECRET, "SLIPWAY_PROMETHEUS_ADDRESS": f"http://127.0.0.1:{prometheus.port}"}
     with log.open("wb") as out:
         process = subprocess.Popen([sys.executable, "-m", "slipway.main"], env=environment, stdout=out, stderr=out)
     try:
@@ -141,10 +170,12 @@ class Stage(Scene):
         super().__init__(server, namespace)
         self.port = port
         self.toys: dict[str, Toy] = {}
+        self.servers: dict[str, Any] = {}
 
-    def pod(self, revision: str) -> Toy:
+    def pod(self, revision: str) -> Any:
         """Start the pod of a revision: the object, and the server behind its address."""
         address = f"127.0.0.{next(self.addresses)}"
+        server = self.run_server(address, revision)
         template = self.get("deployment", revision)["spec"]["template"]
         containers = [{key: c[key] for key in ("name", "image", "ports")} for c in template["spec"]["containers"]]
         metadata = {"name": f"{revision}-x", "labels": template["metadata"]["labels"]}
@@ -153,14 +184,20 @@ class Stage(Scene):
         said = {"name": "server", "ready": True, "started": True, "restartCount": 0, "image": "i", "imageID": "i"}
         status = {"phase": "Running", "podIP": address, "podIPs": [{"ip": address}], "containerStatuses": [said]}
         self.kubectl("patch", "pod", metadata["name"], "--subresource=status", "--type=merge", "-p", json.dumps({"status": status}))
+        self.servers[revision] = server
+        return server
+
+    def run_server(self, address: str, revision: str) -> Any:
+        """Start what answers behind the address."""
         self.toys[revision] = Toy((address, self.port), revision)
         return self.toys[revision]
 
     def serve(self, version: int, **rollout: Any) -> str:
         """Apply a version, and wait until its Deployment is there and has its pod; returns the revision."""
-        before = set(self.toys)
+        before = set(self.servers)
         self.apply(version, rollout={"steps": STEPS, **rollout})
-        names = lambda: {d["metadata"]["name"] for d in self.get("deployments")["items"]} - before  # noqa: E731
+        made = lambda: {d["metadata"]["name"] for d in self.get("deployments")["items"]}  # noqa: E731
+        names = lambda: {name for name in made() - before if "-shadow-" not in name}  # noqa: E731
         revision = str(next(iter(self.until_there(names))))
         self.pod(revision)
         return revision
@@ -181,7 +218,7 @@ class Stage(Scene):
 
 @pytest.fixture
 def stage(apiserver: ApiServer, operator: Path, port: int, request: pytest.FixtureRequest) -> Iterator[Stage]:
-    scene = Stage(apiserver, f"gate-{request.node.name.removeprefix('test_').replace('_', '-')[:40].strip('-')}", port)
+    scene = Stage(apiserver, f"gate-{re.sub('[^a-z0-9]+', '-', request.node.name.removeprefix('test_'))[:40].strip('-')}", port)
     yield scene
     scene.end()
     assert "Traceback" not in operator.read_text()
@@ -228,6 +265,35 @@ def test_a_pod_that_does_not_tell_is_waited_for(stage: Stage) -> None:
     assert (row["step"], {m["verdict"] for m in row["metrics"]}) == (1, {"Inconclusive"})
     assert "answers 503" in row["evaluations"][0]["message"]
     stage.toys[second].is_down = False
-    stage.until(lambda: stage.status()["canary"]["step"] == 2)
-    stage.slipway("abort", "digits")
-    stage.until(lambda: stage.status()["canary"]["phase"] == "RolledBack")
+    stage.until(lambda: stage.status()["stable"]["revision"] == second)
+
+
+# what Prometheus does -> (query, words of the verdict)
+ABSENT = {
+    "empty": ("no_such_metric", "has no data for it"),
+    "nan": ("vector(0) / vector(0)", "NaN"),
+    "down": ("vector(0)", "127.0.0.1"),
+}
+
+
+@pytest.mark.parametrize("what", ABSENT)
+def test_prometheus_is(stage: Stage, prometheus: Prometheus, what: str) -> None:
+    """Nothing is promoted while it does not say a number, and what it did not say is Inconclusive."""
+    query, words = ABSENT[what]
+    first = stage.serve(1)
+    stage.until(lambda: stage.status()["stable"]["revision"] == first and stage.status()["stable"].get("since"))
+    if what == "down":
+        prometheus.down()
+    try:
+        metric = {"name": "custom", "query": query, "maximum": "0.05"}
+        second = stage.serve(2, analysis={"interval": "1s", "metrics": [metric], "onInsufficientTraffic": "Promote"})
+        row = stage.until(lambda: len(stage.status()["canary"].get("evaluations", ())) >= 5 and stage.status()["canary"])
+        assert (row["step"], {m["verdict"] for m in row["metrics"]}) == (1, {"Inconclusive"})
+        assert {record["verdict"] for record in row["evaluations"]} == {"Inconclusive"}
+        assert words in row["evaluations"][0]["message"], row["evaluations"]
+        assert stage.status()["stable"]["revision"] == first
+    finally:
+        if what == "down":
+            prometheus.up()
+    if what == "down":
+        stage.until(lambda: stage.status()["stable"]["revision"] == second)

@@ -21,6 +21,9 @@ def revision_of(tenant: Tenant) -> str:
     return next(iter(tenant.names("deployments")))
 
 
+MANAGED = "app.kubernetes.io/managed-by=slipway"
+
+
 def test_a_new_model_deployment_takes_five_writes_and_then_none(tenant: Tenant) -> None:
     models = [f"m{index}" for index in range(5)]
     tenant.prepare(*models)
@@ -37,6 +40,39 @@ def test_a_new_model_deployment_takes_five_writes_and_then_none(tenant: Tenant) 
     tenant.lead()
     time.sleep(3)
     assert not tenant.writes(quiet), "a restart is no reason to write"
+
+
+def test_of_many_new_ones_the_deployments_come_before_the_rest(tenant: Tenant) -> None:
+    models = [f"m{index}" for index in range(12)]
+    tenant.prepare(*models)
+    operator = tenant.lead(SLIPWAY_WORKERS="1")
+    operator.send(signal.SIGSTOP)
+    tenant.make(*models)
+    operator.send(signal.SIGCONT)
+    tenant.wait_deployments(12)
+    tenant.settle()
+    found = [kind for kind in tenant.creates() if kind in ("deployments", "services")]
+    assert Counter(found) == {"deployments": 12, "services": 24}
+    last = len(found) - 1 - found[::-1].index("deployments")
+    assert found[:last].count("services") <= 4, found  # of the first one, and of the last
+
+
+def test_a_namesake_of_a_deleted_one_waits_until_the_garbage_collector_was_there(tenant: Tenant) -> None:
+    tenant.prepare("digits")
+    tenant.lead()
+    tenant.make("digits")
+    tenant.wait_deployments(1)
+    until(lambda: tenant.reason("digits") == "Progressing", 20, lambda: tenant.get("mdep", "digits"))
+    before = {(item["kind"], item["metadata"]["uid"]) for item in tenant.get("deployments,services", "-l", MANAGED)["items"]}
+    tenant.server.kubectl("-n", tenant.name, "delete", "mdep", "digits")  # nothing collects here
+    tenant.make("digits")
+    time.sleep(3)
+    assert tenant.reason("digits") is None, tenant.get("mdep", "digits")
+    tenant.server.kubectl("-n", tenant.name, "delete", "deployments,services", "-l", MANAGED)
+    until(lambda: tenant.reason("digits") == "Progressing", 20, lambda: tenant.get("mdep", "digits"))
+    after = {(item["kind"], item["metadata"]["uid"]) for item in tenant.get("deployments,services", "-l", MANAGED)["items"]}
+    assert len(before) == len(after) == 3
+    assert not before & after
 
 
 def test_a_service_of_somebody_else_stays_as_it_is(tenant: Tenant) -> None:

@@ -10,7 +10,6 @@ import os
 import shutil
 import socket
 import subprocess
-import sys
 import threading
 import time
 import urllib.request
@@ -20,6 +19,8 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
+
+from integration.forks import fork
 
 ROOT = Path(__file__).parents[3]
 STEPS = ("fetch", "convert", "validate", "publish")
@@ -119,34 +120,6 @@ def private_registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Regis
 HTPASSWD = "$2b$05$abcdefghijklmnopqrstuuOQiyCxlgf/oeuTqixKmWdcYUh4Hjl0a"
 
 
-class Zygote:
-    def __init__(self) -> None:
-        program = [sys.executable, str(Path(__file__).with_name("zygote.py"))]
-        self._process = subprocess.Popen(
-            program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
-        )
-
-    def run(self, command: list[str], environment: dict[str, str], log: Path) -> dict:
-        assert self._process.stdin
-        assert self._process.stdout
-        request = {"command": command, "environment": environment, "log": str(log)}
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
-        return json.loads(self._process.stdout.readline())
-
-    def close(self) -> None:
-        assert self._process.stdin
-        self._process.stdin.close()
-        self._process.wait(120)  # a process with torch takes its time to end on a busy machine
-
-
-@pytest.fixture(scope="session")
-def zygote() -> Iterator[Zygote]:
-    process = Zygote()
-    yield process
-    process.close()
-
-
 @dataclass
 class Outcome:
     step: str
@@ -170,7 +143,6 @@ class Pipeline:
     """One conversion Job's pod: a work folder and the environment that the operator sets."""
 
     work: Path
-    zygote: Zygote
     repository: str
     plain_http: str
     outcomes: list[Outcome] = field(default_factory=list)
@@ -200,17 +172,18 @@ class Pipeline:
             "SLIPWAY_SOURCE_CREDENTIALS_DIR": str(self.work / "source-credentials"),
             "SLIPWAY_REGISTRY_CREDENTIALS_DIR": str(self.work / "registry-credentials"),
         }
-        answer = self.zygote.run(command, settings | self.environment | environment, log)
+        forked = fork(command, settings | self.environment | environment, log)
+        code = forked.wait()
         message = json.loads(termination.read_text()) if termination.exists() else {}
         if termination.exists():
             assert termination.stat().st_size <= 4096
-        return Outcome(command[0], answer["code"], answer["seconds"], answer["peak"], message, log.read_text())
+        return Outcome(command[0], code, forked.end["seconds"], forked.end["peak"], message, log.read_text())
 
 
 @pytest.fixture
-def pipeline(tmp_path: Path, zygote: Zygote, registry: RegistryProcess) -> Pipeline:
+def pipeline(tmp_path: Path, registry: RegistryProcess) -> Pipeline:
     name = hashlib.sha256(str(tmp_path).encode()).hexdigest()[:8]
-    return Pipeline(tmp_path / "work", zygote, f"{registry.host}/artifacts/{name}", registry.host)
+    return Pipeline(tmp_path / "work", f"{registry.host}/artifacts/{name}", registry.host)
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 
@@ -130,6 +132,9 @@ def opened(pipeline, digest: str):
     return load_model(pulled(pipeline, digest), LoadOptions(threads=1))
 
 
+NIGHTLY = partial(pytest.param, marks=pytest.mark.nightly)
+
+
 def precisions(target: str) -> list[dict]:
     return [{"target": target, "precision": precision} for precision in PRECISIONS[target]]
 
@@ -138,7 +143,7 @@ def verdicts(last) -> list[tuple]:
     return [(row["target"], row["precision"], row["verdict"]) for row in last.message["candidates"]]
 
 
-@pytest.mark.parametrize("target", ["ONNX", "TorchScript", "ExportedProgram"])
+@pytest.mark.parametrize("target", ["ONNX", NIGHTLY("TorchScript"), NIGHTLY("ExportedProgram")])
 def test_every_precision_of_a_cnn_with_batch_norm(pipeline, source, target):
     candidates = precisions(target)
     spec = {"model": source(BATCH_NORM), "signature": IMAGE_SIGNATURE}
@@ -157,7 +162,9 @@ def test_every_precision_of_a_cnn_with_batch_norm(pipeline, source, target):
     assert (model.artifact.format, model.artifact.precision) == (target, "Float32")
 
 
-@pytest.mark.parametrize(("target", "precision"), [("ONNX", "Int8Static"), ("ExportedProgram", "Int8Dynamic"), ("TorchScript", "BFloat16")])
+@pytest.mark.parametrize(
+    ("target", "precision"), [("ONNX", "Int8Static"), NIGHTLY("ExportedProgram", "Int8Dynamic"), NIGHTLY("TorchScript", "BFloat16")]
+)
 def test_the_server_loads_a_lower_precision_and_keeps_the_dtypes(pipeline, source, target, precision):
     spec = {"model": source(MLP), "signature": MLP_SIGNATURE}
     calibration = calibrated(pipeline, "x", (400, 16))
@@ -171,7 +178,7 @@ def test_the_server_loads_a_lower_precision_and_keeps_the_dtypes(pipeline, sourc
         assert (outputs["y"].dtype, outputs["y"].shape) == (np.float32, (size, 4))
 
 
-@pytest.mark.parametrize("method", ["MinMax", "Entropy", "Percentile"])
+@pytest.mark.parametrize("method", ["MinMax", NIGHTLY("Entropy"), NIGHTLY("Percentile")])
 @pytest.mark.parametrize("target", ["ONNX", "ExportedProgram"])
 def test_calibration_methods(pipeline, source, target, method):
     spec = {"model": source(MLP), "signature": MLP_SIGNATURE}
@@ -183,6 +190,7 @@ def test_calibration_methods(pipeline, source, target, method):
     assert 0 < float(last.message["candidates"][0]["maxAbsoluteError"]) < 1
 
 
+@pytest.mark.nightly
 def test_two_dynamic_dims_and_a_dict_of_outputs(pipeline, source):
     spec = {"model": source(ENCODER), "signature": ENCODER_SIGNATURE}
     rows = [("ONNX", "Float32"), ("ExportedProgram", "Float32"), ("ExportedProgram", "Int8Dynamic"), ("ExportedProgram", "BFloat16")]
@@ -193,6 +201,9 @@ def test_two_dynamic_dims_and_a_dict_of_outputs(pipeline, source):
     sizes = [row["sizeBytes"] for row in last.message["candidates"]]
     chosen = rows.index((last.message["format"], last.message["precision"]))
     assert sizes[chosen] <= 1.01 * min(sizes)
+    assert [row.get("chosen", False) for row in last.message["candidates"]] == [number == chosen for number in range(len(rows))]
+    assert all(row["batchSize"] in (1, 8, 32) for row in last.message["candidates"])
+    assert "by Size" in last.message["choice"]
     model = opened(pipeline, last.message["artifactDigest"])
     outputs = model.backend.infer({"ids": np.ones((3, 5), dtype=np.int64)})
     assert outputs["scores"].shape == (3, 5, 3)

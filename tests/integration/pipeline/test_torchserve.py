@@ -121,14 +121,9 @@ def test_model_yaml_as_an_extra_file_overrides(pipeline, tmp_path):
     assert (got.reason, got.message["signature"]) == ("Published", SIGNATURE), got.log
 
 
-HANDLER = "class H:\n    def handle(self, data, context):\n        return data\n"
-
-
 @pytest.mark.parametrize(
     ("handler", "net_text", "refusal"),
     [
-        ("handler.py", NET, ("UnsupportedConversion", "a handler of its own, handler.py")),
-        ("object_detector", NET, ("UnsupportedConversion", "take a list of images")),
         ("base_handler", NET, ("SignatureMissing", "neither spec.signature nor model.yaml")),
         ("image_classifier", NET + "\nclass Other: pass\n", ("ModelFolderInvalid", "must define one class")),
         ("image_classifier", "class Net(:", ("ModelFolderInvalid", "is not Python")),
@@ -136,21 +131,9 @@ HANDLER = "class H:\n    def handle(self, data, context):\n        return data\n
     ],
 )
 def test_refused_with_a_reason(pipeline, tmp_path, handler, net_text, refusal):
-    folder = tmp_path / "mar"
-    folder.mkdir()
-    (folder / "handler.py").write_text(HANDLER)
-    mar = archive(folder, handler, net_text=net_text)
+    mar = archive(tmp_path / "mar", handler, net_text=net_text)
     got = pipeline.run({"model": claimed(pipeline, mar)})
     assert (got.reason, refusal[1] in got.text) == (refusal[0], True), got.log
-
-
-def test_a_custom_handler_is_left_aside_when_the_user_names_the_module(pipeline, tmp_path):
-    folder = tmp_path / "mar"
-    folder.mkdir()
-    (folder / "handler.py").write_text(HANDLER)
-    mar = archive(folder, "handler.py")
-    model = claimed(pipeline, mar) | {"format": "PyTorch", "entrypoint": "model:Net", "weights": "weights.pt"}
-    assert (got := pipeline.run({"model": model, "signature": SIGNATURE})).reason == "Published", got.log
 
 
 def test_torchserve_without_an_archive(pipeline, claim, model_folder):

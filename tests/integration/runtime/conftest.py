@@ -15,13 +15,10 @@ from pathlib import Path
 
 import pytest
 
+from integration.forks import Forked, fork
 from unit.runtime.serve.artifacts import Draft, write
 
 ROOT = Path(__file__).parents[3]
-PROGRAM = (
-    "import argparse, sys; from slipway_runtime.serve.main import add_arguments, run;"
-    "p = argparse.ArgumentParser(); add_arguments(p); sys.exit(run(p.parse_args()))"
-)
 
 
 @dataclass
@@ -41,7 +38,7 @@ class Answer:
 class Running:
     """A server process."""
 
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[bytes] | Forked
     port: int
     termination: Path
     log: Path
@@ -99,8 +96,11 @@ def free_port() -> int:
 
 
 @pytest.fixture
-def start(tmp_path):
-    """Start a server of a draft; `digest` and `damage` make what it finds on disk differ from what it is told."""
+def start(tmp_path, request):
+    """Start a server of a draft, with torch loaded already unless the test is marked `fresh`.
+
+    `digest` and `damage` make what it finds on disk differ from what it is told.
+    """
     started: list[Running] = []
 
     def _start(draft: Draft, *options: str, name: str = "m", damage: str | None = None, labels: list[str] | None = None) -> Running:
@@ -111,6 +111,7 @@ def start(tmp_path):
             (folder / damage).write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
         port, termination, log = free_port(), tmp_path / f"termination{len(started)}", tmp_path / f"log{len(started)}"
         arguments = [
+            "serve",
             "--model-dir",
             str(folder),
             "--artifact-digest",
@@ -125,8 +126,14 @@ def start(tmp_path):
         environment = os.environ | {"SLIPWAY_TERMINATION_LOG": str(termination), "PYTHONPATH": str(ROOT / "runtime-image/src")}
         if labels is not None:
             environment["SLIPWAY_LABELS"] = json.dumps(labels)
-        with log.open("wb") as stream:
-            process = subprocess.Popen([sys.executable, "-c", PROGRAM, *arguments, *options], env=environment, stderr=stream)
+        process: subprocess.Popen[bytes] | Forked
+        if request.node.get_closest_marker("fresh"):
+            with log.open("wb") as stream:
+                process = subprocess.Popen(
+                    [Path(sys.executable).with_name("slipway-runtime"), *arguments, *options], env=environment, stderr=stream
+                )
+        else:
+            process = fork([*arguments, *options], environment, log)
         started.append(Running(process, port, termination, log))
         return started[-1]
 

@@ -11,6 +11,8 @@ import pytest
 
 from unit.runtime.serve.artifacts import mlp_draft, sleeper_draft
 
+pytestmark = pytest.mark.fresh
+
 
 def wait_for(condition, seconds=20.0):
     deadline = time.monotonic() + seconds
@@ -120,14 +122,15 @@ def test_sigterm_under_load_loses_no_request(start, draft, width):
 
 
 def test_requests_in_flight_are_answered_and_idle_connections_closed(start):
-    server = start(sleeper_draft(0.0), "--drain-seconds", "0.3", "--lanes", "1").wait_ready()
+    # 0.02 s: a model that is faster than a hand-over would run between two requests, /metrics among them
+    server = start(sleeper_draft(0.02), "--drain-seconds", "0.3", "--lanes", "1").wait_ready()
     idle = socket.create_connection(("127.0.0.1", server.port), timeout=20)
     idle.sendall(b"GET /v2 HTTP/1.1\r\nHost: h\r\n\r\n")
     assert idle.recv(65536).startswith(b"HTTP/1.1 200")
     answers = []
-    slow = threading.Thread(target=lambda: answers.append(server.infer("m", [[-2.0]])))
+    slow = threading.Thread(target=lambda: answers.append(server.infer("m", [[-4.0]])))
     slow.start()
-    time.sleep(0.3)
+    wait_for(lambda: b"slipway_inflight_requests 1.0" in server.get("/metrics").body)
     server.terminate()
     assert idle.recv(65536) == b""
     slow.join(20)

@@ -87,7 +87,7 @@ def test_infer_equals_numpy_and_metrics_count_it(server):
 
 
 def test_pipelined_answers_keep_the_order_of_the_requests(start):
-    server = start(sleeper_draft(0.0), "--lanes", "4").wait_ready()
+    server = start(sleeper_draft(0.02), "--lanes", "4").wait_ready()
     requests = [post(body_of(value, width=1)) for value in (-0.3, 0.0, -0.1)] + [post(body_of(0.0, width=1), "Connection: close")]
     received = server.raw(b"".join(requests), end=False)
     assert received.count(b"HTTP/1.1 200 OK") == 4
@@ -190,11 +190,11 @@ def test_a_model_that_raises_is_a_500_that_says_so(start):
 
 
 def test_liveness_notices_a_stuck_model(start):
-    server = start(sleeper_draft(0.0), "--stuck-seconds", "0.5", "--lanes", "1").wait_ready()
+    server = start(sleeper_draft(0.02), "--stuck-seconds", "0.5", "--lanes", "1").wait_ready()
     with ThreadPoolExecutor(1) as pool:
-        pool.submit(server.infer, "m", [[-3.0]])
-        time.sleep(1.2)
-        answer = server.get("/v2/health/live")
-    assert answer.status == 503
-    assert "running" in answer.json["reason"]
+        slow = pool.submit(server.infer, "m", [[-4.0]])
+        while (answer := server.get("/v2/health/live")).status == 200:
+            assert not slow.done()
+        assert answer.status == 503
+        assert "running" in answer.json["reason"]
     assert server.get("/v2/health/live").status == 200

@@ -8,6 +8,8 @@ import pytest
 import yaml
 
 from slipway.api.models import ServingRuntime
+from slipway.cli.report import PRICES, PRICES_KEY
+from slipway.plan.cost import INSTANCE_TYPE, parse_prices
 from slipway.plan.workload import runtime_for
 from slipway.settings import Settings
 from unit.chart.rendering import CHART, NAMESPACE, ROOT, Manifest, environment, of_kind, pod_specs, render
@@ -24,6 +26,7 @@ VARIANTS: dict[str, Manifest] = {
         "operator": {"podDisruptionBudget": {"enabled": False}},
     },
     "everything set": {
+        "cost": {"nodePrices": [{"instanceType": "m5.large", "pricePerHour": 0.096}]},
         "imagePullSecrets": ["pull"],
         "operator": {
             "podLabels": {"team": "ml"},
@@ -41,6 +44,7 @@ VARIANTS: dict[str, Manifest] = {
             "tolerations": [{"operator": "Exists"}],
             "priorityClassName": "high",
         },
+        "prePull": {"enabled": True, "nodeSelector": {"gpu": "yes"}},
     },
 }
 
@@ -76,7 +80,8 @@ def default() -> list[Manifest]:
 @pytest.mark.parametrize("values", VARIANTS.values(), ids=VARIANTS.keys())
 def test_every_pod_is_restricted(values: Manifest) -> None:
     pods = pod_specs(render(values))
-    assert set(pods) == (WORKLOADS if values.get("artifactRegistry") is None else {"slipway-operator"})
+    wanted = WORKLOADS if values.get("artifactRegistry") is None else {"slipway-operator"}
+    assert set(pods) == wanted | ({"slipway-pre-pull"} if values.get("prePull") else set())
     assert {name: not_restricted(pod) for name, pod in pods.items() if not_restricted(pod)} == {}
 
 
@@ -121,6 +126,7 @@ def test_images_are_used_where_they_belong() -> None:
         "PyTorch": "t:1",
         "ExportedProgram": "t:1",
         "AOTInductor": "t:1",
+        "TorchServe": "t:1",
     }
     assert {entry["priority"] for entry in runtime["spec"]["formats"]} == {10}
     assert shipped_runtimes(objects)["libtorch"]["spec"]["image"] == "l:1"
@@ -229,6 +235,14 @@ def test_placement_and_decoration_reach_the_pods() -> None:
     assert of_kind(objects, "PersistentVolumeClaim")["slipway-registry"]["spec"]["storageClassName"] == "fast"
 
 
+def test_images_are_pulled_beforehand_where_wanted(default: list[Manifest]) -> None:
+    assert "DaemonSet" not in {o["kind"] for o in default}
+    values = {"runtime": {"image": "r:1", "torchImage": "t:1"}, "prePull": {"enabled": True, "nodeSelector": {"gpu": "yes"}}}
+    pod = pod_specs(render(values))["slipway-pre-pull"]
+    assert [c["image"] for c in (*pod["initContainers"], *pod["containers"])] == ["t:1", "r:1"]
+    assert pod["nodeSelector"] == {"gpu": "yes"}
+
+
 def test_services_policies_and_budget_select_the_pods(default: list[Manifest]) -> None:
     labels = [o["spec"]["template"]["metadata"]["labels"] for o in of_kind(default, "Deployment").values()]
     selectors = [o["spec"]["selector"] for o in of_kind(default, "Service").values()]
@@ -263,3 +277,14 @@ def test_the_chart_s_copies_of_the_crds_are_current() -> None:
 
 def test_notes_say_what_to_do_next() -> None:
     assert "slipway push" in (CHART / "templates/NOTES.txt").read_text()
+
+
+ROWS = [{"instanceType": "m5.large", "pricePerHour": 0.096}, {"nodeSelector": {}, "pricePerHour": "12.5"}]
+
+
+def test_the_prices_are_what_the_command_line_reads(default: list[Manifest]) -> None:
+    assert PRICES not in of_kind(default, "ConfigMap"), "no prices, no object and no right"
+    data = of_kind(render({"cost": {"currency": "EUR", "nodePrices": ROWS}}), "ConfigMap")[PRICES]["data"][PRICES_KEY]
+    prices = parse_prices(data)
+    nodes = [{"metadata": {"name": "n", "labels": labels}} for labels in ({INSTANCE_TYPE: "m5.large"}, {})]
+    assert (prices.currency, [str(prices.of(node)) for node in nodes]) == ("EUR", ["0.096", "12.5"])

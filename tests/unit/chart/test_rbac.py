@@ -103,3 +103,14 @@ def test_users_get_their_rights_by_aggregation() -> None:
         "modeldeployments/scale.slipway.dev": {"create", "update", "patch", "delete"},
         "modelartifacts.slipway.dev": {"delete"},
     }
+
+
+@pytest.mark.parametrize("readers", [["system:authenticated"], ["finance", "ml"], []])
+def test_the_prices_and_nothing_else_are_read_by_the_groups_named(readers: list[str]) -> None:
+    objects = render({"cost": {"nodePrices": [{"instanceType": "m5.large", "pricePerHour": 1}], "readers": readers}})
+    roles, bindings = of_kind(objects, "Role"), of_kind(objects, "RoleBinding")
+    assert ("slipway-prices" in roles, "slipway-prices" in bindings) == (bool(readers), bool(readers))
+    if readers:
+        assert granted(roles["slipway-prices"]) == {"configmaps:slipway-prices": {"get"}}
+        assert bindings["slipway-prices"]["roleRef"]["name"] == "slipway-prices"
+        assert [(s["kind"], s["name"]) for s in bindings["slipway-prices"]["subjects"]] == [("Group", name) for name in readers]

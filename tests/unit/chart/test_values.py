@@ -39,6 +39,12 @@ REFUSED: dict[str, tuple[Manifest, str]] = {
     "prometheus without a scheme": ({"prometheus": {"address": "prometheus:9090"}}, "address"),
     "built-in metrics from nowhere": ({"prometheus": {"builtIn": True}}, "prometheus.address is needed"),
     "webhook as an address": ({"notifications": {"webhookSecret": "https://hooks.example.com"}}, "webhookSecret"),
+    "a price without a node": ({"cost": {"nodePrices": [{"pricePerHour": 1}]}}, "nodePrices"),
+    "a node without a price": ({"cost": {"nodePrices": [{"instanceType": "m5.large"}]}}, "pricePerHour"),
+    "a price in words": ({"cost": {"nodePrices": [{"instanceType": "m5.large", "pricePerHour": "cheap"}]}}, "pricePerHour"),
+    "a price below nothing": ({"cost": {"nodePrices": [{"instanceType": "m5.large", "pricePerHour": -1}]}}, "pricePerHour"),
+    "two ways to name nodes": ({"cost": {"nodePrices": [{"instanceType": "a", "nodeSelector": {}, "pricePerHour": 1}]}}, "nodePrices"),
+    "a currency that is none": ({"cost": {"currency": "dollars"}}, "currency"),
     "no registry at all": ({"artifactRegistry": {"embedded": {"enabled": False}}}, "artifactRegistry.url is needed"),
 }
 

@@ -47,7 +47,7 @@ def unknown(text: str) -> set[str]:
 def promtool() -> str:
     found = shutil.which("promtool")
     if found is None:
-        pytest.fail("promtool is absent: install Debian's package prometheus (hack/prometheus.sh does)")
+        pytest.fail("promtool is absent: hack/prometheus.sh install")
     return found
 
 

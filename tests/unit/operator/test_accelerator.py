@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from slipway import names
+from slipway.api.modelartifact import ModelArtifactSpec
 from slipway.api.reasons import Reason
 from slipway.decide import decide
 from slipway.plan import accelerator, workload
@@ -20,6 +21,7 @@ from unit.operator.world import CONFIG, World, model_deployment, ready_reason
 
 GPU = {"resourceName": "nvidia.com/gpu", "count": 1, "product": "NVIDIA-H200"}
 CLAIMED = {"deviceClassName": "gpu.nvidia.com", "count": 2, "selectors": ["device.driver == 'gpu.nvidia.com'"]}
+BATCHES = {"maxBatchSize": 64}
 TENSORRT = {"candidates": [{"target": "TorchTensorRT", "precision": "Float16"}]}
 
 
@@ -116,7 +118,15 @@ def test_another_accelerator_is_another_revision(change: dict[str, Any]) -> None
     assert workload.revision_shape(spec) != workload.revision_shape({**spec, "accelerator": GPU | change})
 
 
-@pytest.mark.parametrize(("conversion", "is_needed"), [(TENSORRT, True), ({"candidates": [{"target": "ONNX"}]}, False), ({}, False)])
+@pytest.mark.parametrize(
+    ("conversion", "is_needed"),
+    [
+        (TENSORRT, True),
+        ({"candidates": [{"target": "ONNX"}, {"target": "AOTInductor"}]}, True),
+        ({"candidates": [{"target": "ONNX"}]}, False),
+        ({}, False),
+    ],
+)
 def test_a_conversion_gets_the_devices_only_when_it_builds_for_them(conversion: dict[str, Any], is_needed: bool) -> None:
     spec = artifact_spec({"model": {"uri": "oci://h/m"}, "accelerator": GPU, "conversion": conversion}, Config())
     assert ("accelerator" in spec) == is_needed
@@ -126,6 +136,19 @@ def test_a_conversion_gets_the_devices_only_when_it_builds_for_them(conversion: 
     assert having == ({"convert", "validate"} if is_needed else set())
     assert demand(pod, "nvidia.com/gpu") == int(is_needed)
     assert ("tolerations" in pod) == is_needed
+
+
+@pytest.mark.parametrize(
+    ("objective", "batching", "size"),
+    [("Throughput", BATCHES, 64), ("Throughput", None, None), ("Latency", BATCHES, None), (None, BATCHES, None)],
+)
+def test_the_batch_size_is_part_of_the_artifact_only_where_the_choice_depends_on_it(
+    objective: str | None, batching: dict[str, Any] | None, size: int | None
+) -> None:
+    spec = {"model": {"uri": "oci://h/m"}, "conversion": {"objective": objective}, "serving": {"batching": batching}}
+    found = artifact_spec(spec, Config())
+    assert found.get("maxBatchSize") == size
+    assert ModelArtifactSpec.model_validate(found).max_batch_size == size
 
 
 def test_a_conversion_with_dra_has_a_claim_template_of_its_own() -> None:

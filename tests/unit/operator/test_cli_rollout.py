@@ -55,6 +55,24 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
     return world
 
 
+def test_the_comparison_of_answers_is_promoted_by_itself(world: World) -> None:
+    wish(world, rollout={**CANARY["rollout"], "shadow": {}, "analysis": {}})
+    second = roll_out_shadowed(world)
+    assert status(world)["canary"]["phase"] == "Shadowing"
+    assert run("promote", "digits") == f"digits: revision {second} promoted past the comparison of answers\n"
+    turn(world)
+    assert (status(world)["canary"]["phase"], status(world)["canary"]["step"]) == ("Progressing", 1)
+    assert run("promote", "digits") == f"digits: revision {second} promoted past step 1\n"
+
+
+def roll_out_shadowed(world: World) -> str:
+    wish(world, model=V2)
+    world.settle()
+    world.finish_jobs()
+    turn(world)
+    return str(status(world)["canary"]["revision"])
+
+
 def run(*arguments: str) -> str:
     done = CliRunner().invoke(main, list(arguments))
     assert done.exit_code == 0, done.output

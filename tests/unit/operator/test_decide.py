@@ -121,6 +121,17 @@ def test_a_failed_conversion_leaves_the_stable_revision_serving() -> None:
     assert [e.reason for e in world.events].count("EntrypointFailed") == 2  # one for the artifact, one for the deployment
 
 
+def test_candidates_that_were_all_refused_are_in_the_status_of_the_artifact() -> None:
+    row = {"target": "ONNX", "precision": "Int8Static", "verdict": "Failed", "reason": "ParityFailed", "message": "off by 3"}
+    world = World(model_deployment())
+    world.settle()
+    world.fail_jobs("validate", 40, "ParityFailed", "off by 3", candidates=[row])
+    world.settle()
+    (artifact,) = world.kind("ModelArtifact").values()
+    assert artifact["status"]["candidates"] == [row]
+    assert artifact["status"]["lastFailure"]["reason"] == "ParityFailed"
+
+
 def test_a_failure_that_may_pass_is_retried_with_backoff() -> None:
     world = World(model_deployment())
     world.settle()

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from slipway.plan.diagnose import pod_problem, refused
+from slipway.plan.diagnose import pod_problem, refused, rejected
 from unit.operator.world import container
 
 
@@ -84,3 +84,28 @@ def test_a_restarting_container_tells_its_last_exit() -> None:
 )
 def test_refused(message: str, reason: str) -> None:
     assert refused(message).reason == reason
+
+
+ROW = {"target": "ONNX", "precision": "Int8Static", "verdict": "Failed", "reason": "ParityFailed", "message": "off", "seconds": "0.5"}
+
+
+@pytest.mark.parametrize(
+    ("name", "message", "rows"),
+    [
+        ("none passed", {"candidates": [ROW, {**ROW, "verdict": "Unavailable"}]}, [ROW, {**ROW, "verdict": "Unavailable"}]),
+        ("another failure", {"reason": "SourceNotFound"}, []),
+        ("no list", {"candidates": 7}, []),
+        ("an unknown verdict, which the CRD refuses", {"candidates": [{**ROW, "verdict": "Perfect"}, ROW]}, [ROW]),
+        ("a float, which the CRD refuses", {"candidates": [{**ROW, "seconds": 0.5}]}, []),
+        ("a number beyond int64", {"candidates": [{**ROW, "sizeBytes": 2**63}]}, []),
+        ("no row", {"candidates": ["row", None, {}]}, []),
+        ("a field that the CRD does not know", {"candidates": [{**ROW, "color": "red"}]}, [ROW]),
+    ],
+)
+def test_the_candidates_of_a_failed_container(name: str, message: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+    ended = container("validate", exit_code=40, message=json.dumps(message))
+    assert rejected([pod("converter", container("fetch", exit_code=0), ended)]) == rows, name
+
+
+def test_a_container_that_ended_well_has_rejected_nothing() -> None:
+    assert rejected([pod("converter", container("validate", exit_code=0, message=json.dumps({"candidates": [ROW]})))]) == []

@@ -9,7 +9,8 @@ import pytest
 from slipway.analysis.evaluate import Observations, evaluate
 from slipway.analysis.window import Sample
 from slipway.api.models import ModelDeployment
-from slipway.plan.gate import scrape_urls, subject_of
+from slipway.plan.gate import probe_urls, scrape_urls, subject_of
+from slipway.verdict import Replay
 from unit.operator.test_rollout import KEY, STEPS, V2, V3, WholePasses, judge, note, roll_out, selector, stable, status, turn, wish
 from unit.operator.world import RUNTIME, model_deployment
 
@@ -200,6 +201,36 @@ def test_what_is_measured() -> None:
     assert subject_of(resource) is None
 
 
+REPLAYING = {**RUNTIME, "spec": {**RUNTIME["spec"], "replay": True}}
+
+
+@pytest.mark.parametrize(
+    "rollout", [{"analysis": ANALYSIS}, {}, {"strategy": "BlueGreen", "steps": None}], ids=["analysed", "by time", "blue-green"]
+)
+@pytest.mark.parametrize("verdict", ["Pending", "Pass", "Skipped", "Inconclusive", "Fail"])
+def test_no_request_of_a_user_before_the_golden_inputs_were_replayed(rollout: dict[str, Any], verdict: Any) -> None:
+    world = served(**{key: value for key, value in {"steps": STEPS, **rollout}.items() if value})
+    if rollout.get("strategy"):
+        world.objects[KEY]["spec"]["rollout"] = {"strategy": "BlueGreen"}
+    first = stable(world)
+    world.runtimes = (REPLAYING,)
+    second = roll_out(world, V2)
+    row, ready = status(world)["canary"], next(c for c in status(world)["conditions"] if c["type"] == "Ready")
+    assert (row["phase"] in ("Preparing", "Promoting"), row["weight"], stable(world)) == (True, 0, first)
+    assert ready["message"].endswith("waits for the replay of its golden inputs"), ready["message"]
+    world.replay = Replay(verdict, "http://10.0.0.1 said so")
+    turn(world)
+    has_begun = stable(world) == second or status(world)["canary"]["weight"] > 0
+    assert has_begun == (verdict in ("Pass", "Skipped") or (verdict == "Inconclusive" and "analysis" not in rollout))
+    if verdict == "Fail":
+        assert (status(world)["canary"]["phase"], status(world)["canary"]["reason"]) == ("RolledBack", "GoldenMismatch")
+        assert "http://10.0.0.1 said so" in status(world)["canary"]["message"]
+    elif not has_begun:
+        note(world, "promote", second)
+        turn(world, 3)
+        assert stable(world) == second, "a person knows better"
+
+
 def pod(name: str, ip: str | None, *, started: bool = True, port: int = 8080, **metadata: Any) -> dict[str, Any]:
     server = {"name": "server", "image": "slipway-runtime", "ports": [{"name": "http", "containerPort": port}]}
     said = {"containerStatuses": [{"name": "server", "started": started}]} | ({"podIP": ip} if ip else {})
@@ -226,10 +257,13 @@ def test_whom_to_ask_for_metrics() -> None:
     found = dict(scrape_urls(world.snapshot(*KEY), "b"))
     assert found == {"one": "http://10.0.0.1:8080/stats", "six": "http://[fd00::6]:9000/stats"}
     assert dict(scrape_urls(world.snapshot(*KEY), "a")) == {}
+    assert dict(probe_urls(world.snapshot(*KEY), "b")) == {}, "its runtime has no replay"
+    world.runtimes = (REPLAYING,)
+    assert dict(probe_urls(world.snapshot(*KEY), "b"))["six"] == "http://[fd00::6]:9000/v2/models/digits/infer"
 
 
 @pytest.mark.parametrize("strategy", ["BlueGreen", "Recreate"])
 def test_an_analysis_needs_steps(strategy: str) -> None:
     resource = model_deployment(rollout={"strategy": strategy, "analysis": ANALYSIS})
-    with pytest.raises(ValueError, match="analysis judges steps"):
+    with pytest.raises(ValueError, match="analysis and shadow need steps"):
         ModelDeployment.model_validate(resource)

@@ -2,7 +2,7 @@ import asyncio
 
 import pytest
 
-from slipway.queue import MAX_BACKOFF, KeyQueue
+from slipway.queue import MAX_BACKOFF, REST_SECONDS, KeyQueue
 from slipway.snapshot import Key
 
 A, B = Key("ModelDeployment", "default", "a"), Key("ModelDeployment", "default", "b")
@@ -98,3 +98,43 @@ async def test_a_cancelled_getter_loses_no_key():
     queue.add(A)
     first.cancel()
     assert await second == A
+
+
+async def test_the_rest_of_a_key_waits_for_other_work_but_not_for_long():
+    queue = KeyQueue()
+    queue.add(A)
+    queue.rest_later(await queue.get())
+    queue.add(B)
+    assert (len(queue), queue.is_busy()) == (2, True)
+    assert await queue.get() == B
+    queue.done(B)
+    assert not queue.is_busy()
+    queue.add(B)
+    await asyncio.sleep(REST_SECONDS)
+    assert queue.oldest_age() == REST_SECONDS
+    assert [await queue.get(), await queue.get()] == [A, B]
+
+
+async def test_the_rest_of_what_changed_meanwhile_does_not_wait():
+    queue = KeyQueue()
+    for change_first in (True, False):
+        queue.add(A)
+        await queue.get()
+        if change_first:
+            queue.add(A)
+        queue.rest_later(A)
+        if not change_first:
+            queue.add(A)
+        assert (len(queue), queue.is_busy()) == (1, True)
+        await queue.get()
+        queue.done(A)
+
+
+async def test_the_rest_wakes_who_waits_for_a_key():
+    queue = KeyQueue()
+    queue.add(A)
+    await queue.get()
+    getter = asyncio.create_task(queue.get())
+    await asyncio.sleep(0)
+    queue.rest_later(A)
+    assert await getter == A

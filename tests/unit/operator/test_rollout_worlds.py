@@ -17,7 +17,7 @@ import pytest
 
 from slipway.api.reasons import Reason
 from slipway.plan.rollout import SOON, Fault, Observed, Phase, Plan, Policy, Rollout, Side, Step, Strategy, advance
-from slipway.verdict import MetricVerdict
+from slipway.verdict import MetricVerdict, Replay
 
 NOW = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
 YOUNG, OLD = NOW - timedelta(seconds=1), NOW - timedelta(hours=1)  # an hour: the operator was away
@@ -46,6 +46,8 @@ class World:
     rollout: Rollout | None = None
     left: tuple[tuple[str, bool], ...] = ()  # (revision, whether that was long ago)
     verdict: str | None = None  # of the present weight
+    has_comparator: bool = False
+    replay: str = "Skipped"  # of golden inputs, on the pods of the spec's revision
 
     def of(self, revision: str) -> Pods:
         return dict(self.pods).get(revision, Pods())
@@ -63,6 +65,7 @@ class Game:
     specs: tuple[str, ...] = (A, B)
     crashes: bool = True  # of the operator
     people: bool = True  # pods that go bad, pauses and aborts
+    replays: bool = False  # golden inputs are replayed before there is a weight
 
 
 def side(world: World, revision: str) -> Side:
@@ -82,6 +85,8 @@ def observe(world: World, game: Game) -> Observed:
         sides={name: side(world, name) for name, _ in world.pods},
         left={name: OLD if long_ago else YOUNG for name, long_ago in world.left},
         verdicts=verdicts,
+        has_comparator=world.has_comparator,
+        replay=Replay(world.replay),  # type: ignore[arg-type]
     )
 
 
@@ -127,7 +132,7 @@ def write(world: World, change: tuple[str, object]) -> World:
     return replace(world, route=value)  # type: ignore[arg-type]
 
 
-def write_status(world: World, plan: Plan) -> World:
+def write_status(world: World, plan: Plan, game: Game) -> World:
     rollout, left = plan.rollout, dict(world.left)
     before = world.rollout
     is_over = before is not None and (before.revision != world.spec or (rollout is not None and rollout.phase is Phase.ROLLED_BACK))
@@ -138,8 +143,9 @@ def write_status(world: World, plan: Plan) -> World:
             left[name] = False
     for name in plan.weights:
         left.pop(name, None)
-    is_new = rollout is None or before is None or rollout.weight != before.weight
-    return replace(world, rollout=rollout, left=tuple(sorted(left.items())), verdict=None if is_new else world.verdict)
+    is_new = rollout is None or before is None or (rollout.weight, rollout.since) != (before.weight, before.since)
+    replay = "Pending" if game.replays and rollout is not None and rollout.weight > 0 else world.replay
+    return replace(world, rollout=rollout, left=tuple(sorted(left.items())), verdict=None if is_new else world.verdict, replay=replay)
 
 
 def passes(world: World, plan: Plan, game: Game) -> Iterator[World]:
@@ -152,7 +158,7 @@ def passes(world: World, plan: Plan, game: Game) -> Iterator[World]:
             for change in subset:
                 after = write(after, change)
             if count == len(changes):
-                yield write_status(after, plan)
+                yield write_status(after, plan, game)
             if game.crashes:
                 yield after
 
@@ -161,15 +167,26 @@ def happens(world: World, game: Game) -> Iterator[World]:
     """What the environment may do next."""
     yield from pods_happen(world, game)
     yield from people_happen(world, game)
-    if world.rollout is not None and world.rollout.weight > 0 and game.policy.interval:
+    if is_measured(world) and game.policy.interval:
         yield from (replace(world, verdict=verdict) for verdict in ("Pass", "Fail", "Inconclusive"))
+    if game.replays and not is_weighted(world) and world.of(world.spec).ready > 0:
+        yield from (replace(world, replay=found) for found in ("Pass", "Fail", "Inconclusive"))
     yield aged(world)
+
+
+def is_measured(world: World) -> bool:
+    return world.rollout is not None and (world.rollout.weight > 0 or world.rollout.phase is Phase.SHADOWING)
+
+
+def is_weighted(world: World) -> bool:
+    return world.rollout is not None and world.rollout.revision == world.spec and world.rollout.weight > 0
 
 
 def pods_happen(world: World, game: Game) -> Iterator[World]:
     for name, pods in world.pods:
         if pods.ready < pods.size:
-            yield world.with_pods(name, replace(pods, ready=pods.ready + 1))
+            more = world.with_pods(name, replace(pods, ready=pods.ready + 1))
+            yield replace(more, replay="Pending") if game.replays and name == world.spec else more  # this pod was not asked yet
         if pods.ready > 0:
             yield world.with_pods(name, replace(pods, ready=pods.ready - 1))
         if game.people and not pods.is_bad and pods.ready > 0 and name != A:
@@ -177,11 +194,14 @@ def pods_happen(world: World, game: Game) -> Iterator[World]:
 
 
 def people_happen(world: World, game: Game) -> Iterator[World]:
-    yield from (replace(world, spec=spec, abort=None) for spec in game.specs if spec != world.spec)
+    fresh = "Pending" if game.replays else "Skipped"
+    yield from (replace(world, spec=spec, abort=None, replay=fresh) for spec in game.specs if spec != world.spec)
     if game.people:
         yield replace(world, is_paused=not world.is_paused)
         if world.rollout is not None:
             yield replace(world, abort=world.spec)
+    if game.policy.shadow:
+        yield replace(world, has_comparator=not world.has_comparator)
 
 
 def aged(world: World) -> World:
@@ -215,6 +235,13 @@ def answering(world: World, game: Game) -> dict[str, int]:
 def check(before: World, plan: Plan, game: Game) -> None:
     """What holds for every decision."""
     assert sum(plan.weights.values()) == 100
+    is_given = plan.weights.get(before.spec, 0) > 0 and before.stable != before.spec
+    if game.policy.shadow and is_given and not is_weighted(before):
+        assert before.rollout is not None, "users before the comparison"
+        known = before.rollout
+        assert (known.phase, known.since, before.verdict, known.fault) == (Phase.SHADOWING, OLD, "Pass", None)
+    if game.replays and is_given and not is_weighted(before):
+        assert before.replay == "Pass", "users before the replay"
     judged = plan.rollout is not None and plan.rollout.phase is Phase.ROLLED_BACK
     for name, weight in plan.weights.items():
         if weight and name != plan.stable:
@@ -242,7 +269,7 @@ def check_rest(world: World, game: Game) -> None:
             break
         for change in changes:
             world = write(world, change)
-    after = write_status(world, plan)
+    after = write_status(world, plan, game)
     assert not changes, "the objects do not come to rest"
     if plan.again is not None and plan.again <= SOON:
         return
@@ -253,7 +280,7 @@ def check_rest(world: World, game: Game) -> None:
 
 def explore(game: Game) -> set[World]:
     """All states that can be reached, each checked."""
-    first = canonical(World())
+    first = canonical(World(replay="Pending" if game.replays else "Skipped"))
     seen, todo = {first}, deque([first])
     while todo:
         world = todo.popleft()
@@ -289,12 +316,14 @@ def helped(world: World, game: Game) -> World:
     plan = decide(world, game)
     for change in writes(world, plan, game):
         world = write(world, change)
-    world = canonical(write_status(world, plan))
+    world = canonical(write_status(world, plan, game))
     for name, pods in world.pods:
         world = world.with_pods(name, replace(pods, ready=0 if pods.is_bad and pods.size else pods.size))
-    world = aged(world)
-    if game.policy.interval and world.rollout is not None and world.rollout.weight > 0 and world.verdict != "Fail":
+    world = replace(aged(world), has_comparator=bool(game.policy.shadow))
+    if game.policy.interval and is_measured(world) and world.verdict != "Fail":
         world = replace(world, verdict="Pass")
+    if game.replays and world.replay in ("Pending", "Inconclusive") and world.of(world.spec).ready > 0:
+        world = replace(world, replay="Pass")
     return canonical(world)
 
 
@@ -307,7 +336,12 @@ def outcome(world: World, game: Game) -> str:
         is_right = world.stable == world.selector == serving and world.exposed is None and sizes == {serving: game.replicas}
         is_right = is_right and (not game.policy.has_gateway or world.route == ((serving, 100),))
         return "wrong" if not is_right else "served" if world.rollout is None else "rolled back"
-    return "waits for pods" if world.of(world.spec).is_bad or world.of(world.stable).is_bad else "wrong"
+    if world.of(world.spec).is_bad or world.of(world.stable).is_bad:
+        return "waits for pods"
+    if game.policy.pauses_on_failure and world.rollout is not None and world.rollout.fault is not None:
+        assert world.rollout.phase in (Phase.PAUSED, Phase.SHADOWING)
+        return "waits for a person"
+    return "wrong"
 
 
 CANARY = Policy(Strategy.CANARY, (Step(10, HOLD), Step(50, HOLD)))
@@ -318,6 +352,14 @@ GAMES = {
     "canary by replicas, three specs": Game(replace(CANARY, steps=(Step(50, HOLD),)), specs=(A, B, C), people=False),
     "canary by gateway": Game(replace(CANARY, has_gateway=True)),
     "canary by gateway, analysed": Game(replace(CANARY, has_gateway=True, interval=15), crashes=False),
+    "canary by replicas, replayed": Game(replace(CANARY, interval=15, steps=(Step(50, HOLD),)), replays=True),
+    "canary by gateway, compared first": Game(
+        replace(CANARY, has_gateway=True, interval=15, steps=(Step(50, HOLD),), shadow=HOLD), crashes=True, people=False
+    ),
+    "canary by replicas, compared first, or paused": Game(
+        replace(CANARY, interval=15, steps=(Step(50, HOLD),), shadow=HOLD, pauses_on_failure=True), crashes=False
+    ),
+    "blue-green, replayed": Game(Policy(Strategy.BLUE_GREEN, interval=15), replays=True),
     "blue-green": Game(Policy(Strategy.BLUE_GREEN, (Step(100, HOLD),))),
     "recreate": Game(Policy(Strategy.RECREATE)),
     "takeover": Game(Policy(), specs=(A, B, C), people=False),
@@ -331,5 +373,5 @@ def test_every_state_is_safe_and_leads_to_an_end(game: Game) -> None:
     assert len(states) > 200, "the world is too small to say anything"
     known: dict[World, str] = {}
     found = {ends(world, game, known) for world in states}
-    assert found <= {"served", "rolled back", "waits for pods"}
+    assert found <= {"served", "rolled back", "waits for pods"} | ({"waits for a person"} if game.policy.pauses_on_failure else set())
     assert "served" in found

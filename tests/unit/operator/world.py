@@ -12,7 +12,7 @@ from slipway.api.modelartifact import ModelArtifactStatus
 from slipway.api.modeldeployment import ModelDeploymentStatus
 from slipway.decide import decide
 from slipway.snapshot import ArtifactSnapshot, Config, Decision, DeploymentSnapshot
-from slipway.verdict import MetricVerdict
+from slipway.verdict import MetricVerdict, Replay
 
 CONFIG = Config()
 DIGEST = "sha256:" + "a" * 64
@@ -44,6 +44,7 @@ class World:
         self.runtimes: tuple[dict[str, Any], ...] = (RUNTIME,)
         self.foreign: tuple[dict[str, Any], ...] = ()
         self.verdicts: tuple[MetricVerdict, ...] = ()
+        self.replay: Replay | None = None
         self.events: list[Any] = []
         self.notices: dict[Any, Any] = {}
         self.writes = 0
@@ -84,13 +85,15 @@ class World:
         return DeploymentSnapshot(
             resource,
             self.kind("ModelArtifact"),
-            of("Deployment"),
+            tuple(d for d in of("Deployment") if d["metadata"]["labels"][names.COMPONENT] != names.COMPARATOR),
             of("Service"),
             of("Pod"),
             self.runtimes,
             self.foreign,
             (*of("HTTPRoute"), *of("GRPCRoute")),
             self.verdicts,
+            self.replay,
+            tuple(d for d in of("Deployment") if d["metadata"]["labels"][names.COMPONENT] == names.COMPARATOR),
             autoscalers=of("HorizontalPodAutoscaler"),
             claim_templates=of("ResourceClaimTemplate"),
         )
@@ -135,8 +138,8 @@ class World:
             job["status"] = {"conditions": [{"type": "Complete", "status": "True"}]}
             self.put(job_pod(name, container("publish", exit_code=0, message=json.dumps(said))))
 
-    def fail_jobs(self, step: str, exit_code: int, reason: str, message: str) -> None:
-        said = json.dumps({"reason": reason, "message": message})
+    def fail_jobs(self, step: str, exit_code: int, reason: str, message: str, **data: Any) -> None:
+        said = json.dumps({"reason": reason, "message": message, **data})
         for name, job in self.kind("Job").items():
             job["status"] = {"conditions": [{"type": "Failed", "status": "True", "reason": "BackoffLimitExceeded"}]}
             self.put(job_pod(name, container(step, exit_code=exit_code, message=said)))

@@ -473,8 +473,187 @@ MAR = json.dumps({"model": {"handler": "image_classifier", "modelFile": "model.p
 NET = b"import torch\nclass Net(torch.nn.Linear):\n    def __init__(self):\n        super().__init__(1, 1)\n"
 
 
+PROGRAM = """
+format: %s
+signature:
+  inputs: [{name: x, dtype: float32, shape: [batch, 8]}]
+  outputs: [{name: y, dtype: float32, shape: [batch, 4]}]
+"""
+Records = dict[str, bytes]
+
+
+def alone(world: World, kind: str, name: str, data: bytes) -> None:
+    """Make the folder that of one converted model."""
+    for path in world.folder.iterdir():
+        path.unlink()
+    (world.folder / "model.yaml").write_text(PROGRAM % kind)
+    (world.folder / name).write_bytes(data)
+
+
+def exported() -> Records:
+    """The records of a good exported program."""
+    import torch  # noqa: PLC0415
+
+    layer = torch.nn.Linear(8, 4).eval()
+    buffer = io.BytesIO()
+    torch.export.save(torch.export.export(layer, (torch.zeros(2, 8),), dynamic_shapes=({0: torch.export.Dim("batch")},)), buffer)
+    with zipfile.ZipFile(buffer) as archive:
+        return {info.filename.partition("/")[2]: archive.read(info) for info in archive.infolist()}
+
+
+def rezipped(records: Records) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, data in records.items():
+            archive.writestr(f"model/{name}", data)
+    return buffer.getvalue()
+
+
+def pt2(name: str, edit: Callable[[World, Records], object], reasons: tuple[str, ...] = UNSAFE) -> Case:
+    def make(world: World) -> None:
+        records = exported()
+        edit(world, records)
+        alone(world, "ExportedProgram", "model.pt2", rezipped(records))
+
+    return Case(f"pt2 {name}", "T21", make, reasons)
+
+
+def in_graph(old: bytes, new: Callable[[World], str]) -> Callable[[World, Records], None]:
+    """Replace the first of a text in the graph by a JSON string."""
+
+    def edit(world: World, records: Records) -> None:
+        graph = records["models/model.json"]
+        assert old in graph
+        records["models/model.json"] = graph.replace(old, json.dumps(new(world)).encode(), 1)
+
+    return edit
+
+
+def python_call(world: World) -> str:
+    return f"__import__('os').system('{touch(world)}')"
+
+
+def guarded(world: World, records: Records) -> None:
+    graph = json.loads(records["models/model.json"])
+    records["models/model.json"] = json.dumps(graph | {"guards_code": [python_call(world)]}).encode()
+
+
+def expressed(world: World, records: Records) -> None:
+    text = records["models/model.json"].decode()
+    start = text.index('"expr_str": "') + len('"expr_str": "')
+    records["models/model.json"] = (text[:start] + python_call(world) + text[text.index('"', start) :]).encode()
+
+
+def called(world: World, records: Records) -> None:
+    """A node that calls a function of a module that torch imports."""
+    graph = json.loads(records["models/model.json"])
+    node = graph["graph_module"]["graph"]["nodes"][0]
+    node["target"] = "torch.os.system"
+    node["inputs"] = [{"name": "", "arg": {"as_string": touch(world)}, "kind": 1}]
+    records["models/model.json"] = json.dumps(graph).encode()
+
+
+def tree(world: World, records: Records) -> None:
+    """A tree of a kind that imports what its context names."""
+    graph = json.loads(records["models/model.json"])
+    context = {"default_factory_module": "os", "default_factory_name": "getcwd", "dict_context": []}
+    spec = {"type": "collections.defaultdict", "context": json.dumps(context), "children_spec": []}
+    graph["graph_module"]["module_call_graph"][0]["signature"]["in_spec"] = json.dumps([1, spec])
+    records["models/model.json"] = json.dumps(graph).encode()
+
+
+def pickled_weight(world: World, records: Records) -> None:
+    config = json.loads(records["data/weights/model_weights_config.json"])
+    for row in config["config"].values():
+        row["use_pickle"] = True
+        records[f"data/weights/{row['path_name']}"] = torch_zip(os_call(world))
+    records["data/weights/model_weights_config.json"] = json.dumps(config).encode()
+
+
+def pickled_constant(world: World, records: Records) -> None:
+    row = {"path_name": "opaque_obj_0", "is_param": False, "use_pickle": True, "tensor_meta": None}
+    records["data/constants/opaque_obj_0"] = os_call(world)
+    records["data/constants/model_constants_config.json"] = json.dumps({"config": {"c": row}}).encode()
+
+
+def scripted(name: str, source: Callable[[World], str], reasons: tuple[str, ...] = UNSAFE) -> Case:
+    """A TorchScript module compiled from source."""
+
+    def make(world: World) -> None:
+        import importlib.util  # noqa: PLC0415
+
+        import torch  # noqa: PLC0415
+
+        path = world.web / "hostile_source.py"  # the compiler wants a file
+        path.write_text("import torch\nfrom typing import Tuple\n\n\nclass Net(torch.nn.Module):\n" + source(world))
+        spec = importlib.util.spec_from_file_location("hostile_source", path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        buffer = io.BytesIO()
+        torch.jit.save(torch.jit.script(module.Net()), buffer)
+        alone(world, "TorchScript", "model.pt", buffer.getvalue())
+
+    return Case(f"torchscript {name}", "T21", make, reasons)
+
+
+def with_pickle(world: World) -> bytes:
+    """A TorchScript file whose data is a pickle that calls a function."""
+    import torch  # noqa: PLC0415
+
+    buffer = io.BytesIO()
+    torch.jit.save(torch.jit.trace(torch.nn.Linear(8, 4).eval(), torch.zeros(2, 8)), buffer)
+    with zipfile.ZipFile(buffer) as archive:
+        records = {info.filename.partition("/")[2]: archive.read(info) for info in archive.infolist()}
+    return rezipped(records | {"data.pkl": os_call(world)})
+
+
+CONVERTED = [
+    pt2("with a pickle as sample inputs", lambda w, r: r.update({"data/sample_inputs/model.pt": torch_zip(os_call(w))})),
+    pt2("with weights that are pickles", pickled_weight),
+    pt2("with weights as earlier versions pickled them", lambda w, r: r.update({"data/weights/model.pt": torch_zip(os_call(w))})),
+    pt2("with a pickled constant", pickled_constant),
+    pt2("whose size is an expression in Python", expressed),
+    pt2("whose guard is Python", guarded),
+    pt2("whose node calls os.system", called),
+    pt2("whose node reads a file", in_graph(b'"torch.ops.aten.linear.default"', lambda _: "torch.ops.aten.from_file.default")),
+    pt2("whose tree imports a module", tree),
+    pt2("with a library", lambda w, r: r.update({"data/aotinductor/model/x.so": b"\x7fELF"})),
+    pt2("with a file beside its parts", lambda w, r: r.update({"../../escape": b"x"})),
+    pt2("of the old format", lambda w, r: (r.clear(), r.update({"serialized_state_dict.pt": torch_zip(os_call(w)), "version": b"8.0"}))),
+    pt2("whose graph is nested 100,000 deep", lambda w, r: r.update({"models/model.json": b'{"a":' + b"[" * 100_000})),
+    Case("pt2 that is a pickle", "T21", lambda w: alone(w, "ExportedProgram", "model.pt2", os_call(w))),
+    *(
+        Case(
+            f"pt2 cut at {percent} %", "T07", lambda w, p=percent: alone(w, "ExportedProgram", "model.pt2", begun(rezipped(exported()), p))
+        )
+        for percent in (20, 50, 80)
+    ),
+    scripted("that writes a file", lambda w: f"    def forward(self, x):\n        torch.save(x, '{w.canary}')\n        return x[:, :4]\n"),
+    scripted(
+        "that reads a file",
+        lambda w: f"    def forward(self, x):\n        return torch.from_file('{w.secret}', False, 16, dtype=torch.uint8)\n",
+    ),
+    scripted(
+        "that writes a file when it is loaded",
+        lambda w: (
+            "    @torch.jit.export\n    def __getstate__(self) -> Tuple[int, bool]:\n        return 1, False\n"
+            "    @torch.jit.export\n    def __setstate__(self, state: Tuple[int, bool]) -> None:\n        self.training = state[1]\n"
+            f"        torch.save(torch.ones(1), '{w.canary}')\n"
+            "    def forward(self, x):\n        return x[:, :4]\n"
+        ),
+    ),
+    Case("torchscript with a pickle", "T21", lambda w: alone(w, "TorchScript", "model.pt", with_pickle(w))),
+    Case("torchscript that is a pickle", "T21", lambda w: alone(w, "TorchScript", "model.pt", os_call(w))),
+    Case("torchscript that is a pickle in a torch zip", "T21", lambda w: alone(w, "TorchScript", "model.pt", torch_zip(os_call(w)))),
+]
+
+
+def begun(data: bytes, percent: int) -> bytes:
+    return data[: len(data) * percent // 100]
+
+
 def all_cases() -> Iterator[Case]:
-    yield from (*PICKLES, *SAFETENSORS, *ARCHIVES, *ONNX, *FOLDERS)
+    yield from (*PICKLES, *SAFETENSORS, *ARCHIVES, *ONNX, *FOLDERS, *CONVERTED)
 
 
 CASES = tuple(all_cases())

@@ -52,6 +52,17 @@ def test_precisions_equal_the_operators():
     assert set(PRECISIONS) == set(source.Target.__args__)
 
 
+def test_targets_equal_the_operators():
+    from slipway.api import source  # noqa: PLC0415
+    from slipway_runtime.candidates import TARGETS  # noqa: PLC0415
+
+    assert {*TARGETS} == {*source.ModelFormat.__args__}
+    every = set(source.Target.__args__)
+    assert {name: set(row) for name, row in source.TARGETS.items()} == {
+        name: set(row) for name, row in TARGETS.items() if set(row) != every and name != "TorchServe"
+    }
+
+
 def test_eight_rows_fit_into_the_termination_message(tmp_path, monkeypatch):
     row = {
         "target": "ExportedProgram",
@@ -69,6 +80,7 @@ def test_eight_rows_fit_into_the_termination_message(tmp_path, monkeypatch):
         "throughput": "123456",
         "loadSeconds": "0.0123",
         "peakMemory": "1234Mi",
+        "batchSize": 32,
         "sizeBytes": 123456789,
         "seconds": "123.4",
     }
@@ -78,13 +90,15 @@ def test_eight_rows_fit_into_the_termination_message(tmp_path, monkeypatch):
     signature = {"inputs": [{"name": "image", "dtype": "float32", "shape": ["batch", 3, 224, 224]}], "outputs": []}
     write_termination(
         "Published", "m" * 100, artifactDigest="d" * 71, tools={f"tool{n}": "1.2.3" for n in range(12)}, signature=signature,
-        candidates=[row] * 6 + [failed] * 2,
+        choice="c" * 160, candidates=[row] * 5 + [row | {"chosen": True}] + [failed] * 2,
     )  # fmt: skip
     assert path.stat().st_size <= 4096
     value = json.loads(path.read_text())
     assert [row["verdict"] for row in value["candidates"]] == ["Passed"] * 6 + ["Failed"] * 2
     assert all(row["latencyP50"] and row["throughput"] and row["maxAbsoluteError"] for row in value["candidates"])
     assert value["candidates"][-1]["message"]
+    assert [row.get("chosen", False) for row in value["candidates"]] == [False] * 5 + [True] + [False] * 2
+    assert value["choice"]
     assert value["signature"] == signature
 
 
@@ -94,6 +108,8 @@ def test_content_key_ignores_what_does_not_shape_the_artifact():
     assert content_key("d", spec, {}) == content_key("d", other, {})
     assert content_key("d", spec, {}) != content_key("e", spec, {})
     assert content_key("d", spec, {}) != content_key("d", spec, {"torch": "3"})
+    assert content_key("d", spec, {}) != content_key("d", spec | {"maxBatchSize": 64}, {})
+    assert content_key("d", spec, {}) != content_key("d", {**spec, "accelerator": {"resourceName": "nvidia.com/gpu"}}, {})
 
 
 def test_tree_digest_is_that_of_the_sorted_lines():

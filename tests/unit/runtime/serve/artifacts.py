@@ -81,10 +81,11 @@ def _write_manifest(folder: Path, config: bytes, rows: dict[str, tuple[int, str]
     return f"sha256:{hashlib.sha256(data).hexdigest()}"
 
 
-def mlp(hidden: int = 64) -> tuple[bytes, np.ndarray, np.ndarray]:
+def mlp(hidden: int = 64, *, turned: bool = False) -> tuple[bytes, np.ndarray, np.ndarray]:
     """A random 64-hidden-10 MLP as ONNX bytes, with its two weight matrices."""
     random = np.random.default_rng(1)
     first, second = (random.standard_normal(shape).astype(np.float32) * 0.3 for shape in ((64, hidden), (hidden, 10)))
+    second = np.roll(second, 1, axis=1) if turned else second
     nodes = [
         helper.make_node("MatMul", ["x", "w1"], ["h"]),
         helper.make_node("Relu", ["h"], ["r"]),
@@ -93,9 +94,9 @@ def mlp(hidden: int = 64) -> tuple[bytes, np.ndarray, np.ndarray]:
     return _onnx(nodes, ("x", ["batch", 64]), ("y", ["batch", 10]), {"w1": first, "w2": second}), first, second
 
 
-def mlp_draft(*, golden_error: float = 0.0, **config: Any) -> Draft:
-    """The MLP with golden data; `golden_error` is added to the recorded outputs."""
-    model, first, second = mlp()
+def mlp_draft(*, golden_error: float = 0.0, turned: bool = False, **config: Any) -> Draft:
+    """The MLP with golden data; `golden_error` is added to the recorded outputs, `turned` takes each class for the next one."""
+    model, first, second = mlp(turned=turned)
     x = np.random.default_rng(2).standard_normal((16, 64)).astype(np.float32)
     y = np.maximum(x @ first, 0) @ second + np.float32(golden_error)
     config = {"format": "ONNX", "entry": "model.onnx", "signature": MLP_SIGNATURE, **config}

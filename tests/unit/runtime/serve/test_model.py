@@ -8,7 +8,7 @@ import pytest
 from slipway_runtime.artifact import Signature, TensorSpec, open_artifact
 from slipway_runtime.reasons import Failure
 from slipway_runtime.serve.cpu import cpu_limit
-from slipway_runtime.serve.model import LoadOptions, batch_sizes, load_model, takes_batches
+from slipway_runtime.serve.model import LoadOptions, batch_sizes, golden_difference, load_model, takes_batches
 from unit.runtime.serve.artifacts import digits_draft, mlp_draft, sleeper_draft, write
 
 
@@ -138,3 +138,12 @@ def test_only_a_dimension_that_all_tensors_share_is_a_batch(shapes, takes):
 
 def test_batch_sizes_end_at_the_limit():
     assert [batch_sizes(size) for size in (1, 2, 6, 8)] == [[1], [1, 2], [1, 2, 4, 6], [1, 2, 4, 8]]
+
+
+def test_a_replay_is_held_against_the_golden_outputs(tmp_path):
+    model = load_model(open_artifact(tmp_path, write(tmp_path, mlp_draft())), LoadOptions())
+    assert model.golden is not None
+    right = model.backend.infer(model.golden.inputs)
+    assert golden_difference(right, model) is None
+    assert "golden output 'y' differs by" in str(golden_difference({"y": right["y"] + 1}, model))
+    assert "expected shape" in str(golden_difference({"y": right["y"][:1]}, model))
