@@ -72,7 +72,7 @@ images: ## Builds and pushes the images that changed: build/images.env
 	@hack/images.sh
 
 ##@ Generate
-.PHONY: generate verify bench bench-conversion clean
+.PHONY: generate verify bench bench-conversion bench-rollouts clean
 OIP := runtime-image/src/slipway_runtime/serve/oip
 GENERATED := crds charts/slipway/files/crds docs/reference $(OIP).binpb
 generate: setup ## CRDs and reference pages from the models, and the compiled protocol
@@ -91,6 +91,12 @@ bench-conversion: setup ## Every target and precision for ten models, and the se
 	rm -f docs/benchmarks/conversion.jsonl
 	$(V)/python tests/bench/conversion_bench.py run
 	$(V)/python tests/bench/conversion_bench.py report
+
+bench-rollouts: setup cluster images ## A canary by Slipway and by Argo Rollouts on the same cluster: docs/benchmarks/rollouts.md
+	@hack/tools.sh argo-rollouts
+	rm -f docs/benchmarks/rollouts.jsonl
+	PYTHONPATH=tests:examples/digits $(V)/python tests/bench/rollout_bench.py run
+	PYTHONPATH=tests:examples/digits $(V)/python tests/bench/rollout_bench.py report
 
 clean: ## Build products of this clone (the cluster and the cache stay)
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis dist out build/build-*.log

@@ -143,7 +143,7 @@ class Tour:
 
     # -- the load --
 
-    def start_load(self, namespace: str, body: bytes, url: str, options: dict[str, float]) -> None:
+    def start_load(self, namespace: str, body: bytes, url: str, options: dict[str, float], content_type: str = "image/png") -> None:
         """Start load.py in a pod, so that requests go through the Service's address and not to one pod; returns once it sends."""
         self.kubectl("-n", namespace, "delete", "pod", LOAD_POD, "--ignore-not-found", "--wait")
         script = (HERE / "load.py").read_text()
@@ -156,7 +156,7 @@ class Tour:
                 "data": {"load.py": script},
                 "binaryData": binary,
             },
-            load_pod(namespace, self.images["SLIPWAY_RUNTIME_IMAGE"], url, options),
+            load_pod(namespace, self.images["SLIPWAY_RUNTIME_IMAGE"], url, options, content_type),
         )
         begin = time.monotonic()
         while "started" not in self._log(namespace):
@@ -191,10 +191,10 @@ class Tour:
         return dict(json.loads(lines[-1]))
 
 
-def load_pod(namespace: str, image: str, url: str, options: dict[str, float]) -> dict[str, Any]:
+def load_pod(namespace: str, image: str, url: str, options: dict[str, float], content_type: str) -> dict[str, Any]:
     """A pod that a namespace with the standard `restricted` admits."""
     flags = [part for key, value in options.items() for part in (f"--{key}", f"{value:g}")]
-    command = ["python", "-u", "/load/load.py", url, "--body", "/load/body", "--content-type", "image/png", *flags]
+    command = ["python", "-u", "/load/load.py", url, "--body", "/load/body", "--content-type", content_type, *flags]
     container = {
         "name": "load",
         "image": image,
