@@ -37,15 +37,16 @@ BAD = {
 def code(line: str) -> str:
     """The tiny model with a line for odd inputs; it is served as PyTorch, so that the line is still there."""
     head = MODEL.replace("from torch import nn", "import os\nimport time\nimport torch\nfrom torch import nn\n\nhoard = []")
+    head = head.replace("    return Tiny()", "    time.sleep(float(os.environ.get('SLEEP', 0)))\n    return Tiny()")
     return head.replace(
         "        return self.fc(x)", f"        if float(x.abs().max()) > 100:\n            {line}\n        return self.fc(x)"
     )
 
 
-def wish(version: str) -> dict[str, Any]:
+def wish(version: str, **env: str) -> dict[str, Any]:
     conversion = {"candidates": [{"target": "None"}]}
     resources = {"requests": {"cpu": "20m", "memory": "300Mi"}, "limits": {"memory": "1Gi"}}
-    serving = {"replicas": 2, "resources": resources}
+    serving = {"replicas": 2, "resources": resources, "env": [{"name": name, "value": value} for name, value in env.items()]}
     return mdep("tiny", f"configmap://{version}", conversion=conversion, serving=serving, more={"rollout": ROLLOUT})
 
 
@@ -86,5 +87,27 @@ def test_a_canary_goes_back_that(served: Namespace, name: str) -> None:
     assert load["revisions"].get(row["revision"], 0) <= 0.45 * load["sent"]
     # what ends a process takes the even requests along that it was working on: ten connections, and the restarts until it is given up
     assert load["failed_though_even"] <= (0 if reason == "AnalysisFailed" else 200), load
+    served.apply(wish("good"))
+    served.wait_ready("tiny", 120)
+
+
+@pytest.mark.timeout(1200)
+def test_a_canary_that_never_gets_ready_gets_no_request(served: Namespace) -> None:
+    stable = served.get("mdep", "tiny")["status"]["stable"]["revision"]
+    served.run_pod("load", ODD_LOAD, "tiny", "10", "10", "0.1")
+    until(lambda: served.phase("load") == "Running", 60, lambda: served.kubectl("describe", "pod", "load"))
+    served.apply(wish("good", SLEEP="86400"))
+
+    def given_up() -> Any:
+        row = served.get("mdep", "tiny")["status"].get("canary") or {}
+        return row if row.get("phase") == "RolledBack" else None
+
+    row = until(given_up, 900, lambda: served.explain("tiny"), every=5)
+    load = served.end_load("load")
+    print(json.dumps({"load": load, "reason": row["reason"], "message": row["message"]}))
+    assert row["reason"] == "ProgressDeadlineExceeded", row
+    assert load["failed"] == 0, load
+    assert set(load["revisions"]) == {stable}
+    assert served.get("mdep", "tiny")["status"]["stable"]["readyReplicas"] == 2
     served.apply(wish("good"))
     served.wait_ready("tiny", 120)
