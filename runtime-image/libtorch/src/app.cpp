@@ -194,8 +194,11 @@ Response App::server() const { return {200, R"({"name":"slipway-libtorch","versi
 
 Response App::live() const {
   if (is_live()) return {200, R"({"live":true})", "application/json", {}};
-  const auto seconds = static_cast<int64_t>(lanes_.stuck_seconds());
-  return {503, R"({"live":false,"reason":"a call of the model has been running for )" + std::to_string(seconds) + R"( s"})", "application/json", {}};
+  return {503, R"({"live":false,"reason":")" + why_not_live() + "\"}", "application/json", {}};
+}
+
+std::string App::why_not_live() const {
+  return "a call of the model has been running for " + std::to_string(static_cast<int64_t>(lanes_.stuck_seconds())) + " s";
 }
 
 Response App::ready() const {

@@ -44,6 +44,7 @@ class App {
   // From any thread; gRPC asks by these.
   Phase phase() const { return phase_; }
   bool is_live() const { return lanes_.stuck_seconds() <= options_.stuck_seconds; }
+  std::string why_not_live() const;
   bool has_model() const { return loaded_ != nullptr; }
   int64_t inflight() const { return metrics_.inflight; }
   const AppOptions& options() const { return options_; }

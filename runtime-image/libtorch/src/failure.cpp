@@ -12,7 +12,7 @@ namespace slipway {
 
 namespace {
 
-constexpr std::array<std::pair<std::string_view, int>, 9> kExitCodes{{{"SignatureMismatch", 25},
+constexpr std::array<std::pair<std::string_view, int>, 10> kExitCodes{{{"SignatureMismatch", 25},
                                                                       {"SignatureMissing", 31},
                                                                       {"NonFiniteOutputs", 41},
                                                                       {"ArtifactCorrupt", 60},
@@ -20,6 +20,7 @@ constexpr std::array<std::pair<std::string_view, int>, 9> kExitCodes{{{"Signatur
                                                                       {"ModelLoadFailed", 62},
                                                                       {"GoldenMismatch", 63},
                                                                       {"InvalidArguments", 64},
+                                                                      {"ModelStuck", 65},
                                                                       {"InternalError", 1}}};
 constexpr size_t kMaxMessage = 1800;  // the kubelet cuts the whole at 4,096 bytes, and escaping at most doubles what is not binary
 

@@ -140,6 +140,7 @@ int run(const std::vector<std::string>& arguments) {
   } catch (const Failure& failure) {
     log_line("ERROR", failure.reason + ": " + failure.what());
     write_termination(failure.reason, failure.what());
+    if (failure.reason == "ModelStuck") std::_Exit(exit_code(failure.reason));  // a thread is still in the model
     return exit_code(failure.reason);
   } catch (const std::exception& error) {
     log_line("ERROR", std::string("internal error: ") + error.what());

@@ -25,8 +25,12 @@ using Clock = std::chrono::steady_clock;
 
 constexpr int kBacklog = 1024;
 constexpr auto kDrainLimit = std::chrono::seconds(50);
+// When a call of the model does not return, its clients wait in vain, and the sooner the pod starts again the better.
+constexpr double kStuckLimitSeconds = 5;
 // A client that connected just before the listener closed gets this long to send its request.
 constexpr auto kFresh = std::chrono::seconds(1);
+
+Clock::duration in_seconds(double seconds) { return std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(seconds)); }
 
 class Server {
  public:
@@ -149,13 +153,13 @@ class Server {
     log_line("INFO", "draining: " + std::to_string(hub_.connections.size()) + " connections, " + std::to_string(app_.inflight()) + " requests");
     app_.set_draining();
     hub_.draining = true;
-    deadline_ = Clock::now() + kDrainLimit;
+    deadline_ = Clock::now() + (app_.is_live() ? Clock::duration(kDrainLimit) : in_seconds(options_.drain_seconds + kStuckLimitSeconds));
     // Endpoints, kube-proxy and gateways learn of the unready pod only after a while; until then new clients come.
     after(app_.has_model() ? options_.drain_seconds : 0, [this] { close_listener(); });
   }
 
   void after(double seconds, std::function<void()> next) {
-    drain_timer_.expires_after(std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(seconds)));
+    drain_timer_.expires_after(in_seconds(seconds));
     drain_timer_.async_wait([next = std::move(next)](const Error& error) {
       if (!error) next();
     });
@@ -187,6 +191,7 @@ class Server {
     const bool idle = hub_.connections.empty() && app_.inflight() == 0;
     if (!idle && now < deadline_) return after(0.02, [this] { finish(); });
     log_line("INFO", "drained: " + std::to_string(hub_.connections.size()) + " connections cut off");
+    if (!app_.is_live()) failure_ = Failure("ModelStuck", app_.why_not_live());
     io_.stop();
   }
 

@@ -47,6 +47,7 @@ EXIT_CODES: dict[str, int] = {
     "ModelLoadFailed": 62,
     "GoldenMismatch": 63,
     "InvalidArguments": 64,
+    "ModelStuck": 65,
     "InternalError": 1,
     "Fetched": 0,
     "Converted": 0,

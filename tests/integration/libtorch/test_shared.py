@@ -29,6 +29,7 @@ SHARED = {
         "test_live_but_not_ready_while_loading",
         "test_a_bad_artifact_is_never_ready",
         "test_sigterm_while_loading_ends_at_once",
+        "test_sigterm_while_the_model_is_stuck_says_so",
         "test_sigterm_under_load_loses_no_request",
         "test_requests_in_flight_are_answered_and_idle_connections_closed",
     ],

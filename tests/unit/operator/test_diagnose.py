@@ -49,6 +49,7 @@ ROWS = [
     ("message that is no JSON", pod("converter", container("fetch", exit_code=13, message="oops")), "DigestMismatch"),
     ("reason that we do not know", pod("converter", container("fetch", exit_code=11, message=said("Weird"))), "SourceUnreachable"),
     ("crash", pod("server", container("server", exit_code=1)), "PodsCrashing"),
+    ("stuck", pod("server", container("server", exit_code=65, message=said("ModelStuck"))), "ModelStuck"),
     ("corrupt artifact", pod("server", container("pull", exit_code=60, message=said("ArtifactCorrupt"))), "ArtifactCorrupt"),
     ("golden outputs differ", pod("server", container("server", exit_code=63, message=said("GoldenMismatch"))), "GoldenMismatch"),
 ]

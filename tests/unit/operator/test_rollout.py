@@ -307,19 +307,30 @@ def test_on_failure_pause_stops_where_it_is_until_a_person_decides(make: Any) ->
     assert status(world)["canary"]["weight"] == 50
 
 
-def test_a_crash_at_some_weight_rolls_back_also_when_the_pod_is_ready_again(make: Any) -> None:
+@pytest.mark.parametrize(
+    ("code", "said", "reason", "words"),
+    [
+        (3, None, "PodsCrashing", "exit code 3"),
+        (137, None, "PodsCrashing", "exit code 137"),
+        (65, {"reason": "ModelStuck", "message": "a call has been running for 61 s"}, "ModelStuck", "running for 61 s"),
+    ],
+    ids=["crash", "killed", "stuck"],
+)
+def test_a_crash_at_some_weight_rolls_back_also_when_the_pod_is_ready_again(
+    make: Any, code: int, said: dict[str, str] | None, reason: str, words: str
+) -> None:
     world = make(**CANARY, **GATEWAY)
     first = stable(world)
     second = roll_out(world, V2)
     world.advance(5)
-    ended = {"exitCode": 3, "reason": "Error", "finishedAt": world.now.isoformat()}
+    ended = {"exitCode": code, "reason": "Error", "finishedAt": world.now.isoformat(), "message": json.dumps(said)}
     container = {"name": "server", "ready": True, "restartCount": 1, "state": {"running": {}}, "lastState": {"terminated": ended}}
     labels = {"slipway.dev/deployment": "digits", "slipway.dev/revision": second}
     pod = {"kind": "Pod", "metadata": {"name": f"{second}-x", "labels": labels}, "status": {"containerStatuses": [container]}}
     world.put(pod)
     world.settle()
-    assert (shares(world), status(world)["canary"]["reason"]) == ({first: 100}, "PodsCrashing")
-    assert "exit code 3" in status(world)["canary"]["message"]
+    assert (shares(world), status(world)["canary"]["reason"]) == ({first: 100}, reason)
+    assert words in status(world)["canary"]["message"]
     kinds = {c["type"]: c["status"] for c in status(world)["conditions"]}
     assert (kinds.get("Stalled"), kinds.get("Reconciling"), kinds["Available"]) == ("True", None, "True"), "it is over, not retried"
 

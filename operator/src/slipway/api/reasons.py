@@ -46,6 +46,7 @@ class Reason(StrEnum):
     MODEL_LOAD_FAILED = "ModelLoadFailed"
     GOLDEN_MISMATCH = "GoldenMismatch"
     INVALID_ARGUMENTS = "InvalidArguments"
+    MODEL_STUCK = "ModelStuck"
     INTERNAL_ERROR = "InternalError"
 
     FETCHED = "Fetched"
@@ -301,6 +302,13 @@ _FOUND_BY_CONTAINERS: dict[Reason, ReasonDoc] = {
         "A ServingRuntime passes a wrong flag, or operator and runtime are of different releases.",
         "Correct spec.args of the ServingRuntime; compare with `slipway-runtime --help`.",
         exit_code=64,
+    ),
+    R.MODEL_STUCK: ReasonDoc(
+        "A call of the model did not return, so the kubelet restarted the server.",
+        "The model loops or waits on some input, or one request needs longer than the server allows (--stuck-seconds, 60 by default).",
+        "Find the input (SLIPWAY_ACCESS_LOG=true), or raise --stuck-seconds in spec.args of the ServingRuntime if calls may be long.",
+        retried=True,
+        exit_code=65,
     ),
     R.INTERNAL_ERROR: ReasonDoc(
         "Slipway failed in a way that it does not know.",

@@ -14,8 +14,8 @@ from typing import Any
 from slipway import names
 from slipway.api.common import parse_duration
 from slipway.api.conditions import format_time, truncate
-from slipway.api.reasons import Reason
-from slipway.plan.diagnose import Problem, container_statuses, workload_problem
+from slipway.api.reasons import Reason, reason_for_exit_code
+from slipway.plan.diagnose import Problem, container_statuses, termination, workload_problem
 from slipway.plan.objects import annotation, condition, label, name_of, status_of
 from slipway.plan.rollout import Fault, Observed, Phase, Policy, Rollout, Side, Step, Strategy
 from slipway.snapshot import DeploymentSnapshot, Manifest
@@ -115,9 +115,11 @@ def _crash(pods: Sequence[Manifest], since: datetime | None) -> Problem | None:
             ended = (status.get("lastState") or {}).get("terminated") or {}
             moment = _moment(ended.get("finishedAt"))
             if status["name"] == names.SERVER and ended.get("exitCode") and since is not None and moment is not None and moment >= since:
-                is_memory = ended.get("reason") == "OOMKilled"
-                reason = Reason.OUT_OF_MEMORY if is_memory else Reason.PODS_CRASHING
-                message = "needed more memory than its limit" if is_memory else f"ended with exit code {ended['exitCode']}"
+                message, reason = f"ended with exit code {ended['exitCode']}", Reason.PODS_CRASHING
+                if ended.get("reason") == "OOMKilled":
+                    message, reason = "needed more memory than its limit", Reason.OUT_OF_MEMORY
+                elif reason_for_exit_code(int(ended["exitCode"])) is Reason.MODEL_STUCK:
+                    message, reason = f"was restarted: {termination(ended).get('message', '')}", Reason.MODEL_STUCK
                 return Problem(reason, f"the server in pod {name_of(pod)} {message} after {status.get('restartCount', 1)} restarts")
     return None
 

@@ -21,7 +21,16 @@ from slipway.verdict import MetricVerdict, Replay, failures, lacks_traffic_only,
 MAX_TRANSITIONS = 4  # in one pass; more would be a loop
 SOON = 1.0  # seconds
 # What a pod can do that tells against its model rather than against its node or the registry.
-FAULTS = frozenset({Reason.PODS_CRASHING, Reason.OUT_OF_MEMORY, Reason.MODEL_LOAD_FAILED, Reason.GOLDEN_MISMATCH, Reason.INVALID_ARGUMENTS})
+FAULTS = frozenset(
+    {
+        Reason.PODS_CRASHING,
+        Reason.OUT_OF_MEMORY,
+        Reason.MODEL_LOAD_FAILED,
+        Reason.GOLDEN_MISMATCH,
+        Reason.INVALID_ARGUMENTS,
+        Reason.MODEL_STUCK,
+    }
+)
 # What passes when the cluster has room, or its registry, again: never a reason to give a revision up.
 SHORTAGES = frozenset(
     {Reason.INSUFFICIENT_RESOURCES, Reason.QUOTA_EXCEEDED, Reason.IMAGE_PULL_FAILED, Reason.EVICTED, Reason.REGISTRY_UNAVAILABLE}

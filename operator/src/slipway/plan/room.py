@@ -23,6 +23,7 @@ FAULTS = frozenset(
         Reason.MODEL_LOAD_FAILED,
         Reason.GOLDEN_MISMATCH,
         Reason.INVALID_ARGUMENTS,
+        Reason.MODEL_STUCK,
         Reason.PROGRESS_DEADLINE_EXCEEDED,
     }
 )

@@ -11,6 +11,7 @@ import sys
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NoReturn
 
 import uvloop
 
@@ -66,11 +67,18 @@ def run(args: argparse.Namespace) -> int:
     except Failure as failure:
         log.error("%s", failure)  # noqa: TRY400 (a finding, not a bug: no traceback)
         write_termination(failure.reason, failure.message)
+        if failure.reason == "ModelStuck":
+            _leave(EXIT_CODES[failure.reason])
         return EXIT_CODES[failure.reason]
     if not ended:
-        logging.shutdown()
-        os._exit(0)
+        _leave(0)
     return 0
+
+
+def _leave(code: int) -> NoReturn:
+    """End the process although a call into native code goes on."""
+    logging.shutdown()
+    os._exit(code)
 
 
 async def _serve(args: argparse.Namespace) -> bool:

@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 
 BACKLOG = 1024
 DRAIN_LIMIT_SECONDS = 50.0
+# When a call of the model does not return, its clients wait in vain, and the sooner the pod starts again the better.
+STUCK_LIMIT_SECONDS = 5.0
 # A client that connected just before the listener closed gets this long to send its request.
 FRESH_SECONDS = 1.0
 
@@ -60,7 +62,7 @@ class Server:
             Whether all threads have ended; if not, a call into native code hangs, and only leaving at once ends the process.
 
         Raises:
-            Failure: what `load` raised.
+            Failure: what `load` raised; ModelStuck when it was told to end while a call of the model did not.
         """
         listener = _listener(self._options.host, self._options.port)
         for signum in (signal.SIGTERM, signal.SIGINT):
@@ -78,6 +80,9 @@ class Server:
         elif self._rpc is not None:
             await self._rpc.stop(0)
         ticker.cancel()
+        is_live, why = self._app.is_live()
+        if failure is None and not is_live:
+            failure = Failure("ModelStuck", why)
         ended = self._app.close(timeout=1.0) and not self._loading
         if failure is not None:
             raise failure
@@ -140,7 +145,8 @@ class Server:
         log.info("draining: %d connections, %d requests", len(self._hub.connections), self._app.inflight)
         self._app.phase = DRAINING
         self._hub.draining = True
-        deadline = self._loop.time() + DRAIN_LIMIT_SECONDS
+        is_live, _ = self._app.is_live()
+        deadline = self._loop.time() + (DRAIN_LIMIT_SECONDS if is_live else self._options.drain_seconds + STUCK_LIMIT_SECONDS)
         # Endpoints, kube-proxy and gateways learn of the unready pod only after a while; until then new clients come.
         if self._app.model is not None:
             await asyncio.sleep(self._options.drain_seconds)
