@@ -1,7 +1,8 @@
 #!/bin/bash
 # Builds the project's images, pushes them to the local registry, writes build/images.env and prints a table.
 #   usage: hack/images.sh [NAME...]      names: slipway-registry slipway-operator slipway-runtime slipway-runtime-torch slipway-fake-accelerators (tests)
-#           only when named: slipway-libtorch (compiling its server takes minutes); for tests, slipway-test-envoy-gateway slipway-test-envoy
+#           only when named: slipway-libtorch (compiling its server takes minutes); for tests, slipway-fake-dra-driver slipway-test-envoy-gateway
+#           slipway-test-envoy
 # A tag is the hash of what went in (Dockerfile, lock files, sources, base), so an image already in the registry is not built.
 # SLIPWAY_IMAGE_REGISTRY: where to push instead of the local registry (with SLIPWAY_KUBECONFIG).
 source "$(dirname "$0")/lib.sh"
@@ -35,16 +36,16 @@ in_registry() { # NAME TAG
     "http://$TO/v2/$1/manifests/$2"
 }
 
-# fake_tag: the hash of the binary's recipe and of its Dockerfile
+# fake_tag GROUP BINARY: the hash of the binary's recipe and of its Dockerfile
 fake_tag() {
-  "$HACK/tools.sh" fake-accelerators
-  (hash_of hack/fake-accelerators/Dockerfile; readlink "$BUILD/bin/fake-device-plugin") | sha256sum | cut -c1-12
+  "$HACK/tools.sh" "$1"
+  (hash_of hack/fake-accelerators/Dockerfile; readlink "$BUILD/bin/$2") | sha256sum | cut -c1-12
 }
 
-build_fake() { # REF
+build_fake() { # BINARY REF
   local dir=$BUILD/fake-context
-  rm -rf "$dir"; mkdir -p "$dir"; cp -L "$BUILD/bin/fake-device-plugin" "$HACK/fake-accelerators/Dockerfile" "$dir/"
-  docker build -q -t "$1" "$dir" >/dev/null 2>&1 || die "docker build of $1 failed"
+  rm -rf "$dir"; mkdir -p "$dir"; cp -L "$BUILD/bin/$1" "$HACK/fake-accelerators/Dockerfile" "$dir/"
+  docker build -q --build-arg "PROGRAM=$1" -t "$2" "$dir" >/dev/null 2>&1 || die "docker build of $2 failed"
   rm -rf "$dir"
 }
 
@@ -80,7 +81,8 @@ make_image() {
     slipway-operator) tag=$(tag_of operator operator/requirements.txt) ;;
     slipway-runtime) tag=$(tag_of runtime-image runtime-image/install.sh runtime-image/requirements.txt) ;;
     slipway-runtime-torch) tag=$(tag_of runtime-image runtime-image/install.sh runtime-image/requirements-torch.txt) ;;
-    slipway-fake-accelerators) tag=$(fake_tag) ;;
+    slipway-fake-accelerators) tag=$(fake_tag fake-accelerators fake-device-plugin) ;;
+    slipway-fake-dra-driver) tag=$(fake_tag fake-dra-driver fake-dra-driver) ;;
     slipway-libtorch) tag=$(libtorch_tag) ;;
     slipway-test-envoy*) tag=$(gateway_tag) ;;
     *) die "unknown image $1" ;;
@@ -90,7 +92,8 @@ make_image() {
   say "$REF: building"
   case $1 in
     slipway-registry) docker tag "$1:$tag" "$REF" ;;
-    slipway-fake-accelerators) build_fake "$REF" ;;
+    slipway-fake-accelerators) build_fake fake-device-plugin "$REF" ;;
+    slipway-fake-dra-driver) build_fake fake-dra-driver "$REF" ;;
     slipway-operator) docker_build operator "$REF" ;;
     slipway-runtime) docker_build runtime-image "$REF" ;;
     slipway-runtime-torch) docker_build runtime-image "$REF" --build-arg REQUIREMENTS=requirements-torch.txt ;;
