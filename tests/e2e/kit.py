@@ -24,6 +24,8 @@ import numpy as np
 import yaml
 from safetensors.numpy import save as save_safetensors
 
+from kube import kube
+
 ROOT = Path(__file__).parents[2]
 CONTEXT = "kind-slipway"
 SYSTEM = "slipway-system"
@@ -58,7 +60,7 @@ class Cluster:
         return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
 
     def get(self, *arguments: str) -> Any:
-        return json.loads(self.kubectl("get", *arguments, "-o", "json"))
+        return kube(self.kubeconfig, CONTEXT).get(*arguments)
 
     def items(self, *arguments: str) -> list[Manifest]:
         return list(self.get(*arguments)["items"])

@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 import yaml
 
+from kube import Kube, kube
+
 ROOT = Path(__file__).parents[2]
 CONTEXT = "slipway-test"
 
@@ -42,7 +44,7 @@ class ApiServer:
 
     def get(self, *arguments: str) -> Any:
         """One object, or a list, as data."""
-        return yaml.safe_load(self.kubectl("get", *arguments, "-o", "yaml"))
+        return self.kube.get(*arguments)
 
     def apply(self, *documents: dict[str, Any]) -> str:
         """Server-side apply of manifests."""
@@ -55,9 +57,14 @@ class ApiServer:
             stdin=json.dumps({"apiVersion": "v1", "kind": "List", "items": documents}),
         )
 
-    def create_dry(self, document: dict[str, Any]) -> subprocess.CompletedProcess[str]:
-        """What the API server says to a manifest, without storing it."""
-        return self.run("create", "--dry-run=server", "--validate=strict", "-o", "yaml", "-f", "-", stdin=json.dumps(document))
+    def create_dry(self, document: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        """What the API server says to a manifest, without storing it: HTTP status, and the object or the Status."""
+        return self.kube.dry_create(document)
+
+    @property
+    def kube(self) -> Kube:
+        """The same API server, asked in process."""
+        return kube(self.kubeconfig, CONTEXT)
 
 
 @pytest.fixture(scope="session")

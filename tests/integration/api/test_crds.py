@@ -31,17 +31,16 @@ def fields(part: dict[str, Any], path: str) -> Iterator[tuple[str, dict[str, Any
 
 @pytest.mark.parametrize(("manifest", "words"), [row[1:] for row in INVALID], ids=[row[0] for row in INVALID])
 def test_invalid_is_refused_with_words(apiserver: ApiServer, manifest: dict[str, Any], words: str) -> None:
-    answer = apiserver.create_dry(manifest)
-    assert answer.returncode != 0
-    assert words in answer.stderr
+    code, answer = apiserver.create_dry(manifest)
+    assert code in (400, 422), answer
+    assert words in answer["message"]
 
 
 @pytest.mark.parametrize("manifest", [row[1] for row in VALID], ids=[row[0] for row in VALID])
 def test_valid_is_accepted_and_kept(apiserver: ApiServer, manifest: dict[str, Any]) -> None:
-    answer = apiserver.create_dry(manifest)
-    assert answer.returncode == 0, answer.stderr
-    stored = yaml.safe_load(answer.stdout)["spec"]
-    assert _contains(stored, manifest["spec"])
+    code, stored = apiserver.create_dry(manifest)
+    assert code == 201, stored
+    assert _contains(stored["spec"], manifest["spec"])
 
 
 def _contains(stored: Any, written: Any) -> bool:
@@ -54,7 +53,7 @@ def _contains(stored: Any, written: Any) -> bool:
 
 def test_defaults(apiserver: ApiServer) -> None:
     manifest = deployment(conversion={"candidates": [{"target": "ONNX"}], "validation": {}})
-    spec = yaml.safe_load(apiserver.create_dry(manifest).stdout)["spec"]
+    spec = apiserver.create_dry(manifest)[1]["spec"]
     assert spec["serving"] == {"replicas": 1}
     assert spec["revisionHistoryLimit"] == 5
     assert spec["conversion"] == {
@@ -66,7 +65,7 @@ def test_defaults(apiserver: ApiServer) -> None:
 
 def test_an_artifact_is_stored_as_it_was_hashed(apiserver: ApiServer) -> None:
     manifest = artifact(conversion={"candidates": [{"target": "ONNX"}], "validation": {}})
-    assert yaml.safe_load(apiserver.create_dry(manifest).stdout)["spec"] == manifest["spec"]
+    assert apiserver.create_dry(manifest)[1]["spec"] == manifest["spec"]
 
 
 @pytest.mark.parametrize(

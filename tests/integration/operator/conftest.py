@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 
 from integration.conftest import ROOT, ApiServer
+from kube import NotFound
 from slipway.plan.artifact import artifact_manifest, artifact_spec
 from slipway.snapshot import Config
 
@@ -104,8 +105,10 @@ class Tenant:
         return self.server.get("-n", self.name, *arguments)
 
     def find(self, *arguments: str) -> Manifest | None:
-        done = self.server.run("-n", self.name, "get", *arguments, "-o", "json", "--ignore-not-found")
-        return json.loads(done.stdout) if done.returncode == 0 and done.stdout else None
+        try:
+            return self.server.kube.get("-n", self.name, *arguments)
+        except NotFound:
+            return None
 
     def names(self, kind: str) -> set[str]:
         return {str(item["metadata"]["name"]) for item in self.get(kind, "-l", "app.kubernetes.io/managed-by=slipway")["items"]}
@@ -120,10 +123,7 @@ class Tenant:
             resource = model_deployment(name)
             artifact = artifact_manifest(self.name, artifact_spec(resource["spec"], Config()), [], None)
             self.apply(artifact)
-            patch = json.dumps({"status": ready_status(name)})
-            self.server.kubectl(
-                "-n", self.name, "patch", "mart", artifact["metadata"]["name"], "--subresource=status", "--type=merge", "-p", patch
-            )
+            self.server.kube.patch(self.name, "mart", artifact["metadata"]["name"], {"status": ready_status(name)}, subresource="status")
 
     def make(self, *models: str) -> None:
         """Create ModelDeployments."""

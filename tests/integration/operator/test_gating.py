@@ -183,7 +183,7 @@ class Stage(Scene):
         self.kubectl("create", "-f", "-", stdin=json.dumps({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}))
         said = {"name": "server", "ready": True, "started": True, "restartCount": 0, "image": "i", "imageID": "i"}
         status = {"phase": "Running", "podIP": address, "podIPs": [{"ip": address}], "containerStatuses": [said]}
-        self.kubectl("patch", "pod", metadata["name"], "--subresource=status", "--type=merge", "-p", json.dumps({"status": status}))
+        self.server.kube.patch(self.namespace, "pod", metadata["name"], {"status": status}, subresource="status")
         self.servers[revision] = server
         return server
 

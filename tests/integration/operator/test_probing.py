@@ -179,7 +179,7 @@ def compare(theatre: Theatre, first: str, second: str) -> str:
     theatre.kubectl("create", "-f", "-", stdin=json.dumps(pod))
     said = {"name": "comparator", "ready": True, "started": True, "restartCount": 0, "image": "i", "imageID": "i"}
     status = {"phase": "Running", "podIP": address, "podIPs": [{"ip": address}], "containerStatuses": [said]}
-    theatre.kubectl("patch", "pod", f"{name}-x", "--subresource=status", "--type=merge", "-p", json.dumps({"status": status}))
+    theatre.server.kube.patch(theatre.namespace, "pod", f"{name}-x", {"status": status}, subresource="status")
     return str(name)
 
 

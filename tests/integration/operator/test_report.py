@@ -106,8 +106,7 @@ def pod(node: str, port: int) -> Manifest:
 
 
 def state(tenant: Tenant, kind: str, name: str, status: Manifest) -> None:
-    patch = json.dumps({"status": status})
-    tenant.server.kubectl("-n", tenant.name, "patch", kind, name, "--subresource=status", "--type=merge", "-p", patch)
+    tenant.server.kube.patch(tenant.name, kind, name, {"status": status}, subresource="status")
 
 
 @pytest.fixture
