@@ -6,6 +6,9 @@ MAKEFLAGS += --no-print-directory
 V := .venv/bin
 export PATH := $(CURDIR)/build/bin:$(PATH)
 export PYTHONSAFEPATH := 1
+# Bytecode outside the clone: the next clone at this place finds it. Compiling what torch.export imports takes ten seconds a process.
+unexport PYTHONDONTWRITEBYTECODE
+export PYTHONPYCACHEPREFIX := $(HOME)/.cache/slipway/pycache
 PYTEST_ARGS ?=
 
 .PHONY: help
