@@ -8,7 +8,7 @@ export PATH := $(CURDIR)/build/bin:$(PATH)
 export PYTHONSAFEPATH := 1
 # Bytecode outside the clone: the next clone at this place finds it. Compiling what torch.export imports takes ten seconds a process.
 unexport PYTHONDONTWRITEBYTECODE
-export PYTHONPYCACHEPREFIX := $(HOME)/.cache/slipway/pycache
+export PYTHONPYCACHEPREFIX := $(or $(SLIPWAY_CACHE),$(HOME)/.cache/slipway)/pycache
 PYTEST_ARGS ?=
 
 .PHONY: help
