@@ -62,6 +62,8 @@ def devices(slipway: Cluster) -> Iterator[Cluster]:
     assert done.returncode == 0, done.stderr
     until(lambda: published(slipway) == {"slipway-worker": 1, "slipway-worker2": 2}, 120, lambda: logs(slipway))
     yield slipway
+    # the kubelet asks the driver to let go of each claim, and a pod ends only then
+    until(lambda: not any(allocations(slipway)), 180, lambda: logs(slipway))
     for kind, name in (("deviceclass", CLASS), ("clusterrolebinding", SYSTEM), ("clusterrole", SYSTEM)):
         slipway.run("delete", kind, name)
     slipway.run("delete", "namespace", SYSTEM, "--wait=true", timeout=120)
@@ -71,6 +73,11 @@ def published(cluster: Cluster) -> dict[str, int]:
     """How many devices each node offers."""
     slices = [item["spec"] for item in cluster.items("resourceslices")]
     return {spec["nodeName"]: len(spec.get("devices") or ()) for spec in slices if spec["driver"] == DRIVER}
+
+
+def allocations(cluster: Cluster) -> list[Manifest]:
+    """The claims that hold devices, of all namespaces."""
+    return [claim for claim in cluster.items("-A", "resourceclaims") if (claim.get("status") or {}).get("allocation")]
 
 
 def logs(cluster: Cluster) -> str:

@@ -63,17 +63,31 @@ def test_sigterm_while_loading_ends_at_once(start):
     assert time.monotonic() - started < 4
 
 
+def send(server, value):
+    """Ask without waiting for the answer."""
+    client = socket.create_connection(("127.0.0.1", server.port), timeout=20)
+    body = json.dumps({"inputs": [{"name": "x", "shape": [1, 1], "datatype": "FP32", "data": [value]}]}).encode()
+    client.sendall(b"POST /v2/models/m/infer HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+    return client
+
+
+def test_a_fast_model_that_gets_stuck_on_the_event_loop_ends_the_server(start):
+    server = start(sleeper_draft(0.0), "--stuck-seconds", "1").wait_ready()
+    with send(server, -60.0):
+        assert server.wait(20) == 65
+    assert json.loads(server.termination.read_text())["reason"] == "ModelStuck"
+
+
 def test_sigterm_while_the_model_is_stuck_says_so(start):
     server = start(sleeper_draft(0.02), "--stuck-seconds", "0.5", "--drain-seconds", "0.1", "--lanes", "1").wait_ready()
-    client = socket.create_connection(("127.0.0.1", server.port), timeout=20)
-    body = json.dumps({"inputs": [{"name": "x", "shape": [1, 1], "datatype": "FP32", "data": [-60.0]}]}).encode()
-    client.sendall(b"POST /v2/models/m/infer HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+    client = send(server, -60.0)
     wait_for(lambda: server.get("/v2/health/live").status == 503)
     server.terminate()
     assert server.wait(20) == 65
     message = json.loads(server.termination.read_text())
     assert message["reason"] == "ModelStuck"
     assert "a call of the model has been running for" in message["message"]
+    client.close()
 
 
 class Client(threading.Thread):

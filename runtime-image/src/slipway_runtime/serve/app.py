@@ -103,6 +103,7 @@ class App:
     _other_posts: dict[str, Getter] = field(init=False)
     _inline_elements: int = 0
     _slow_calls: int = 0
+    _inline_since: float = 0.0
 
     def __post_init__(self) -> None:
         """Make the metrics and the routes."""
@@ -223,11 +224,13 @@ class App:
 
     def run_now(self, inputs: Tensors, rows: int, *, is_probe: bool = False) -> Tensors:
         """Run the model on the event loop."""
-        started = time.perf_counter()
+        started = self._inline_since = time.perf_counter()
         try:
             outputs = self.loaded().backend.infer(inputs)
         except Exception as error:
             raise model_error(error) from error
+        finally:
+            self._inline_since = 0.0
         seconds = time.perf_counter() - started
         self.metrics.inference(seconds)
         self.metrics.batch(rows)
@@ -238,6 +241,11 @@ class App:
         elif self._slow_calls:
             self._slow_calls = 0
         return outputs
+
+    def inline_seconds(self) -> float:
+        """Seconds that the event loop has been in a call of the model; 0 when it is not. For another thread: the loop cannot ask then."""
+        since = self._inline_since
+        return time.perf_counter() - since if since else 0.0
 
     def _note_slow_call(self, seconds: float) -> None:
         self._slow_calls += 1

@@ -11,7 +11,6 @@ import sys
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NoReturn
 
 import uvloop
 
@@ -22,7 +21,7 @@ from slipway_runtime.serve.batching import QueueOptions
 from slipway_runtime.serve.connection import Limits
 from slipway_runtime.serve.cpu import cpu_limit
 from slipway_runtime.serve.model import LoadOptions, Model, load_model
-from slipway_runtime.serve.server import Server, ServerOptions
+from slipway_runtime.serve.server import Server, ServerOptions, abandon
 
 log = logging.getLogger(__name__)
 
@@ -65,20 +64,15 @@ def run(args: argparse.Namespace) -> int:
     try:
         ended = uvloop.run(_serve(args))
     except Failure as failure:
+        if failure.reason == "ModelStuck":
+            abandon(failure)
         log.error("%s", failure)  # noqa: TRY400 (a finding, not a bug: no traceback)
         write_termination(failure.reason, failure.message)
-        if failure.reason == "ModelStuck":
-            _leave(EXIT_CODES[failure.reason])
         return EXIT_CODES[failure.reason]
     if not ended:
-        _leave(0)
+        logging.shutdown()
+        os._exit(0)
     return 0
-
-
-def _leave(code: int) -> NoReturn:
-    """End the process although a call into native code goes on."""
-    logging.shutdown()
-    os._exit(code)
 
 
 async def _serve(args: argparse.Namespace) -> bool:

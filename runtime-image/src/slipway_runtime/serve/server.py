@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
-from slipway_runtime.reasons import Failure
+from slipway_runtime.reasons import EXIT_CODES, Failure, write_termination
 from slipway_runtime.serve.app import DRAINING, App, AppOptions
 from slipway_runtime.serve.connection import Connection, Hub, Limits
 from slipway_runtime.serve.model import Model
@@ -74,6 +76,7 @@ class Server:
         self._rpc = await self._start_rpc()
         ticker = self._loop.create_task(self._tick())
         threading.Thread(target=self._load_model, name="load", daemon=True).start()
+        threading.Thread(target=self._watch, name="watch", daemon=True).start()
         failure = await self._stop
         if failure is None:
             await self._drain(server, duplicate)
@@ -109,6 +112,13 @@ class Server:
             await asyncio.sleep(1.0)
             self._hub.tick()
             self._hub.check(self._loop.time())
+
+    def _watch(self) -> None:
+        """End the process when the event loop does not come back from a call of the model: it can answer nobody, SIGTERM included."""
+        limit = self._options.app.stuck_seconds
+        while (seconds := self._app.inline_seconds()) <= limit:
+            time.sleep(min(1.0, limit / 2))
+        abandon(Failure("ModelStuck", f"a call of the model has been running for {seconds:.0f} s"))
 
     # --- load -----------------------------------------------------------------------------------------------------
 
@@ -179,6 +189,14 @@ class Server:
                 if connection.served or is_late:
                     connection.close_when_idle()
             await asyncio.sleep(0.02)
+
+
+def abandon(failure: Failure) -> NoReturn:
+    """Say why, and end the process although a call into native code goes on."""
+    log.error("%s", failure)
+    write_termination(failure.reason, failure.message)
+    logging.shutdown()
+    os._exit(EXIT_CODES[failure.reason])
 
 
 def _listener(host: str, port: int) -> socket.socket:
