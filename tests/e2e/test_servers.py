@@ -1,0 +1,121 @@
+"""One model on the Python and on the C++ server, and what users see of servers in trouble: a call that never returns, a full queue."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from e2e.kit import MODEL, ROOT, Cluster, Manifest, Namespace, linear, mdep, model_folder, until
+
+pytestmark = [pytest.mark.nightly, pytest.mark.slow, pytest.mark.timeout(900)]
+ROWS = [[1.0, 2.0, 3.0, 4.0], [-1.0, 0.5, 0.0, 2.0]]
+ODD = [[200.0, 2.0, 3.0, 4.0]]
+
+
+def another(cluster: Cluster, base: str, name: str, *arguments: str, **spec: Any) -> Manifest:
+    """A ServingRuntime of the chart with other arguments. Its name sorts last: the first one claims models that name none."""
+    found = cluster.get("servingruntime", base)["spec"]
+    changed = {**found, "args": [*found["args"], *arguments], **spec}
+    return {"apiVersion": "slipway.dev/v1alpha1", "kind": "ServingRuntime", "metadata": {"name": name}, "spec": changed}
+
+
+@pytest.fixture(scope="module")
+def runtimes(slipway: Cluster) -> Iterator[Cluster]:
+    """The C++ server's image, and servers that are quick to call a model stuck, or to refuse."""
+    subprocess.run([str(ROOT / "hack/images.sh"), "slipway-libtorch"], check=True, timeout=1800, stdout=subprocess.DEVNULL)
+    lines = (ROOT / "build/images.env").read_text().splitlines()
+    image = next(line.partition("=")[2] for line in lines if line.startswith("SLIPWAY_LIBTORCH_IMAGE="))
+    made = [
+        another(slipway, "libtorch", "zz-libtorch", image=image),
+        another(slipway, "slipway", "zz-impatient", "--stuck-seconds=3", "--drain-seconds=1"),
+        another(slipway, "slipway", "zz-narrow", "--lanes=1", "--queue-size=2"),
+    ]
+    done = slipway.apply(*made)
+    assert done.returncode == 0, done.stderr
+    yield slipway
+    slipway.run("delete", "servingruntime", *(runtime["metadata"]["name"] for runtime in made))
+
+
+def odd(line: str, pause: float = 0.0) -> str:
+    """The tiny model with a line for inputs above 100, and a pause for all; it is served as PyTorch, so that both are still there."""
+    head = MODEL.replace("from torch import nn", "import time\nfrom torch import nn")
+    lines = f"        if float(x.max()) > 100:\n            {line}\n" + (f"        time.sleep({pause})\n" if pause else "")
+    return head.replace("        return self.fc(x)", f"{lines}        return self.fc(x)")
+
+
+def ask(url: str, rows: list[list[float]], timeout: float = 30) -> tuple[int, str | None]:
+    """Status and Retry-After of an inference; 0 when there is no answer."""
+    flat = [value for row in rows for value in row]
+    body = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [len(rows), 4], "data": flat}]}
+    request = urllib.request.Request(f"{url}/v2/models/tiny/infer", json.dumps(body).encode(), {"Content-Type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=timeout) as answer:
+            return answer.status, None
+    except urllib.error.HTTPError as error:
+        return error.code, error.headers.get("Retry-After")
+    except OSError:
+        return 0, None
+
+
+def test_one_model_answers_alike_on_both_servers(runtimes: Cluster, namespace: Namespace) -> None:
+    conversion = {"candidates": [{"target": "TorchScript"}]}
+    by = {"python": "slipway", "cpp": "zz-libtorch"}
+    namespace.apply(
+        model_folder("v1"),
+        *(mdep(name, "configmap://v1", conversion=conversion, serving={"runtime": runtime}) for name, runtime in by.items()),
+    )
+    answers = {}
+    for name in by:
+        namespace.wait_ready(name, timeout=400)
+        with namespace.cluster.forward(namespace.name, f"service/{name}", 80) as url:
+            answers[name] = namespace.infer(url, name, ROWS)
+    assert len(namespace.items("mart")) == 1, "one conversion serves both"
+    np.testing.assert_allclose(answers["cpp"], answers["python"], rtol=1e-6)
+    np.testing.assert_allclose(answers["cpp"], linear(ROWS), rtol=1e-5)
+
+
+@pytest.mark.parametrize("pause", [0.0, 0.02], ids=["on the event loop", "in a lane"])
+def test_a_stuck_model_is_restarted_and_the_reason_told(runtimes: Cluster, namespace: Namespace, pause: float) -> None:
+    conversion = {"candidates": [{"target": "None"}]}
+    wish = mdep("tiny", "configmap://v1", conversion=conversion, serving={"runtime": "zz-impatient"})
+    namespace.apply(model_folder("v1", code=odd("time.sleep(86400)", pause)), wish)
+    namespace.wait_ready("tiny")
+    with namespace.cluster.forward(namespace.name, "service/tiny", 80) as url:
+        assert ask(url, ROWS) == (200, None)
+        threading.Thread(target=ask, args=(url, ODD, 300), daemon=True).start()
+        # on the loop the server ends itself; else liveness fails six times, ten seconds apart
+        namespace.wait_event("tiny", "ModelStuck", timeout=180)
+    (told,) = [event for event in namespace.events("tiny") if event["reason"] == "ModelStuck"]
+    assert "a call of the model has been running for" in told["message"]
+    namespace.wait_ready("tiny")
+
+
+def test_a_full_queue_is_told_to_clients_and_counted(runtimes: Cluster, namespace: Namespace) -> None:
+    conversion = {"candidates": [{"target": "None"}]}
+    wish = mdep("tiny", "configmap://v1", conversion=conversion, serving={"runtime": "zz-narrow"})
+    namespace.apply(model_folder("v1", code=odd("time.sleep(1)", 0.02)), wish)
+    namespace.wait_ready("tiny")
+    answers: list[tuple[int, str | None]] = []
+    with namespace.cluster.forward(namespace.name, "service/tiny", 80) as url:
+        threads = [threading.Thread(target=lambda: answers.append(ask(url, ODD))) for _ in range(10)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        with urllib.request.urlopen(f"{url}/metrics", timeout=10) as answer:
+            metrics = answer.read().decode()
+    refused = [after for status, after in answers if status == 429]
+    assert {status for status, _ in answers} == {200, 429}
+    assert all(after and int(after) >= 1 for after in refused), answers
+    counted = [line for line in metrics.splitlines() if line.startswith("slipway_requests_total") and 'code="429"' in line]
+    assert counted, [line for line in metrics.splitlines() if line.startswith("slipway_requests_total")]
+    assert sum(float(line.rpartition(" ")[2]) for line in counted) == len(refused)
+    until(lambda: namespace.condition("tiny").get("status") == "True", 30, lambda: namespace.explain("tiny"))
