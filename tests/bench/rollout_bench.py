@@ -5,11 +5,11 @@
     rollout_bench.py report    writes docs/benchmarks/rollouts.md from it
 
 Four pods, steps of 25, 50 and 100 %, by numbers of replicas behind one Service, without analysis: what both can do. Argo's pods are copies
-of those that Slipway makes, so servers, probes and drain are the same; its controller is its own release, built from its Go module and run
+of those that Slipway makes, so servers, probes and drain are the same; its controller is release 1.10.1, built from its Go module and run
 beside the cluster with its defaults. A round changes an environment variable, so that nothing is converted.
 
 A step's time is counted from when it may begin (the change, or the end of the pause before) until the new revision has its share of the
-ready endpoints of the Service and the old one no more than the rest.
+ready endpoints of the Service, give or take ten points; at 100 % it has all.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ ROOT = Path(__file__).parents[2]
 ROWS, PAGE = ROOT / "docs/benchmarks/rollouts.jsonl", ROOT / "docs/benchmarks/rollouts.md"
 REPLICAS, WEIGHTS, PAUSE = 4, (25, 50, 100), 15
 CONNECTIONS, LIMIT = 16, 300
+TOLERANCE = 0.1  # of a share
 WRITES = {"create", "update", "patch", "delete", "deletecollection"}
 AGENTS = {"slipway": "slipway-operator", "argo": "rollouts-controller"}
 BODY = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [1, 2, 3, 4]}]}
@@ -80,11 +81,14 @@ class Endpoints:
         return Counter(name.rpartition("-")[0] for name in ready)
 
     def reached(self, old: set[str], weight: int, since: float) -> float | None:
-        """When the new revision first had that weight, in seconds after `since`; None when it has not."""
-        want = REPLICAS * weight // 100
+        """When the new revision first had about that weight, in seconds after `since`; None when it has not.
+
+        Slipway leaves stable at its size and Argo does not, so that few pods make other shares of one weight.
+        """
         for moment, counts in self.changes:
-            before = sum(counts[name] for name in old)
-            if moment >= since and counts.total() - before >= want and before <= REPLICAS - want:
+            before, total = sum(counts[name] for name in old), counts.total()
+            is_there = before == 0 and total >= REPLICAS if weight == 100 else (total - before) / max(total, 1) >= weight / 100 - TOLERANCE
+            if moment >= since and is_there:
                 return moment - since
         return None
 
@@ -247,11 +251,15 @@ def report() -> None:
         "",
         "`make bench-rollouts` ([the script](../../tests/bench/rollout_bench.py) says how it is measured): four pods, 25, 50 and 100 %,"
         f" {PAUSE} s each, by numbers of replicas,",
-        f"the same pods and {CONNECTIONS} connections of load for both, on one kind cluster. Median (least to most) of the rollouts.",
+        f"the same pods and {CONNECTIONS} connections of load for both, on one kind cluster (2 shared cores). Argo Rollouts",
+        "1.10.1 with its defaults. Median (least to most) of the rollouts.",
         "",
         f"| | {' | '.join(names.values())} |",
         "|---|---|---|",
         *lines,
+        "",
+        "Slipway leaves the stable revision at its size until the end, so that going back needs no new pod: 50 % are four pods more,",
+        "where Argo replaces two by two. That makes its 50 % later and its 100 % sooner, and on few cores more pods cost latency.",
         "",
         "Writes of the controllers, a rollout:",
         "",
