@@ -15,21 +15,20 @@ from pathlib import Path
 import pytest
 import yaml
 
-from e2e.kit import CONTEXT, IMAGE_VALUES, ROOT, SYSTEM, Cluster, Namespace, drop_namespace, install, make_namespace
+from e2e.kit import CONTEXT, IMAGE_VALUES, ROOT, SYSTEM, Cluster, Namespace, drop_namespace, images, install, make_namespace
 
 
 @pytest.fixture(scope="session")
 def cluster() -> Cluster:
     """The cluster of `make cluster`; another context is refused."""
-    kubeconfig, images = ROOT / "build/kubeconfig", ROOT / "build/images.env"
-    for needed in (kubeconfig, images):
+    kubeconfig = ROOT / "build/kubeconfig"
+    for needed in (kubeconfig, ROOT / "build/images.env"):
         if not needed.exists():
             pytest.fail(f"{needed} is absent: run `make cluster images` first")
     context = yaml.safe_load(kubeconfig.read_text()).get("current-context")
     if context != CONTEXT:
         pytest.fail(f"{kubeconfig} points at {context}; these tests only touch {CONTEXT}")
-    pairs = (line.removeprefix("export ").strip().partition("=") for line in images.read_text().splitlines() if "=" in line)
-    return Cluster(kubeconfig, {key: value.strip("'\"") for key, _, value in pairs})
+    return Cluster(kubeconfig, images())
 
 
 @pytest.fixture(scope="session")

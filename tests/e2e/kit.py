@@ -235,6 +235,19 @@ class Namespace:
         return str(self.get("pod", pod)["status"].get("phase"))
 
 
+def images() -> dict[str, str]:
+    """The images of build/images.env, by variable."""
+    lines = (ROOT / "build/images.env").read_text().splitlines()
+    pairs = (line.removeprefix("export ").strip().partition("=") for line in lines if "=" in line)
+    return {key: value.strip("'\"") for key, _, value in pairs}
+
+
+def built(name: str) -> str:
+    """An image that `make images` does not build by itself; builds it unless it is there."""
+    subprocess.run([str(ROOT / "hack/images.sh"), name], check=True, timeout=1800, stdout=subprocess.DEVNULL)
+    return images()[f"{name.upper().replace('-', '_')}_IMAGE"]
+
+
 def install(cluster: Cluster, *settings: str, command: tuple[str, ...] = ("upgrade", "--install")) -> None:
     """Install or upgrade the chart of this tree at its images, with these settings besides, and wait until its pods are ready.
 

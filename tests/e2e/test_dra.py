@@ -6,13 +6,12 @@ The device is not seen inside the container here: Debian's containerd 1.6 knows 
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from e2e.kit import ROOT, WEIGHT, Cluster, Manifest, Namespace, mdep, model_folder, until, weights
+from e2e.kit import WEIGHT, Cluster, Manifest, Namespace, built, mdep, model_folder, until, weights
 
 pytestmark = [pytest.mark.nightly, pytest.mark.slow, pytest.mark.timeout(900)]
 SYSTEM, DRIVER, CLASS = "slipway-fake-dra", "gpu.fake.slipway.dev", "gpu.fake.slipway.dev"
@@ -25,8 +24,7 @@ RULES = [
 
 
 def driver_pod(node: str, image: str, devices: str) -> Manifest:
-    folders = {name: f"/var/lib/kubelet/{name}" for name in ("plugins", "plugins-registry")} | {"cdi": "/var/run/cdi"}
-    folders["plugins-registry"] = "/var/lib/kubelet/plugins_registry"
+    folders = {"plugins": "/var/lib/kubelet/plugins", "registry": "/var/lib/kubelet/plugins_registry", "cdi": "/var/run/cdi"}
     container = {
         "name": "driver",
         "image": image,
@@ -42,9 +40,7 @@ def driver_pod(node: str, image: str, devices: str) -> Manifest:
 @pytest.fixture(scope="module")
 def devices(slipway: Cluster) -> Iterator[Cluster]:
     """The cluster with one fake device on the first worker and two of another product on the second."""
-    subprocess.run([str(ROOT / "hack/images.sh"), "slipway-fake-dra-driver"], check=True, timeout=900, stdout=subprocess.DEVNULL)
-    lines = (ROOT / "build/images.env").read_text().splitlines()
-    image = next(line.partition("=")[2] for line in lines if line.startswith("SLIPWAY_FAKE_DRA_DRIVER_IMAGE="))
+    image = built("slipway-fake-dra-driver")
     rbac, meta = "rbac.authorization.k8s.io", {"name": SYSTEM}
     account = {"kind": "ServiceAccount", "name": "driver", "namespace": SYSTEM}
     role = {"apiGroup": rbac, "kind": "ClusterRole", "name": SYSTEM}

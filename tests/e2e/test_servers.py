@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import threading
 import urllib.error
 import urllib.request
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from e2e.kit import MODEL, ROOT, Cluster, Manifest, Namespace, linear, mdep, model_folder, until
+from e2e.kit import MODEL, Cluster, Manifest, Namespace, built, linear, mdep, model_folder, until
 
 pytestmark = [pytest.mark.nightly, pytest.mark.slow, pytest.mark.timeout(900)]
 ROWS = [[1.0, 2.0, 3.0, 4.0], [-1.0, 0.5, 0.0, 2.0]]
@@ -30,11 +29,8 @@ def another(cluster: Cluster, base: str, name: str, *arguments: str, **spec: Any
 @pytest.fixture(scope="module")
 def runtimes(slipway: Cluster) -> Iterator[Cluster]:
     """The C++ server's image, and servers that are quick to call a model stuck, or to refuse."""
-    subprocess.run([str(ROOT / "hack/images.sh"), "slipway-libtorch"], check=True, timeout=1800, stdout=subprocess.DEVNULL)
-    lines = (ROOT / "build/images.env").read_text().splitlines()
-    image = next(line.partition("=")[2] for line in lines if line.startswith("SLIPWAY_LIBTORCH_IMAGE="))
     made = [
-        another(slipway, "libtorch", "zz-libtorch", image=image),
+        another(slipway, "libtorch", "zz-libtorch", image=built("slipway-libtorch")),
         another(slipway, "slipway", "zz-impatient", "--stuck-seconds=3", "--drain-seconds=1"),
         another(slipway, "slipway", "zz-narrow", "--lanes=1", "--queue-size=2"),
     ]

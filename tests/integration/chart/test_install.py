@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ import pytest
 import yaml
 
 from integration.conftest import ApiServer
+from integration.ports import operator_ports
 from unit.chart.rendering import CHART, ROOT, helm
 
 pytestmark = [pytest.mark.slow]
@@ -129,10 +129,7 @@ def nothing_left(server: ApiServer, before: set[Object], kept: set[str]) -> None
 @contextmanager
 def operator(server: ApiServer, folder: Path) -> Iterator[Path]:
     """The operator as a process here, with the environment and the service account of its Deployment. Yields its log."""
-    with socket.socket() as one, socket.socket() as other:
-        one.bind(("127.0.0.1", 0))
-        other.bind(("127.0.0.1", 0))
-        ports = {"SLIPWAY_METRICS_PORT": str(one.getsockname()[1]), "SLIPWAY_HEALTH_PORT": str(other.getsockname()[1])}
+    ports = operator_ports()
     pod = server.get("-n", SYSTEM, "deployment", "slipway-operator")["spec"]["template"]["spec"]
     settings = {entry["name"]: entry.get("value", "") for entry in pod["containers"][0]["env"]}
     mounted = folder / "servingruntimes.yaml"

@@ -12,7 +12,8 @@ import pytest
 pytest.register_assert_rewrite("integration.runtime.test_protocol", "integration.runtime.test_lifecycle")
 
 from integration.libtorch.drafts import as_torchscript  # noqa: E402
-from integration.runtime.conftest import Running, free_port  # noqa: E402
+from integration.ports import free_port  # noqa: E402
+from integration.runtime.conftest import Running  # noqa: E402
 from unit.runtime.serve.artifacts import Draft, write  # noqa: E402
 
 ROOT = Path(__file__).parents[3]

@@ -12,7 +12,7 @@ import tritonclient.http as over_http
 from tritonclient.utils import InferenceServerException
 
 from integration.libtorch.test_server import expected
-from integration.runtime.conftest import free_port
+from integration.ports import free_port
 from unit.runtime.serve.artifacts import mlp_draft, sleeper_draft
 
 pytestmark = [pytest.mark.nightly]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -20,6 +19,7 @@ from typing import Any
 import pytest
 
 from integration.conftest import ROOT, ApiServer
+from integration.ports import operator_ports
 from kube import NotFound
 from slipway.plan.artifact import artifact_manifest, artifact_spec
 from slipway.snapshot import Config
@@ -37,12 +37,6 @@ def until(check: Callable[[], Any], seconds: float, explain: Callable[[], object
             return answer
         assert time.monotonic() < end, f"not within {seconds:g} s: {explain()}"
         time.sleep(0.2)
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 @dataclass
@@ -83,13 +77,13 @@ class Tenant:
 
     def start(self, **settings: str) -> Operator:
         """Start a replica, without waiting for anything."""
-        metrics, health, log = _free_port(), _free_port(), self.folder / f"operator-{len(self.operators)}.log"
+        ports, log = operator_ports(), self.folder / f"operator-{len(self.operators)}.log"
         environment = {key: value for key, value in os.environ.items() if not key.startswith("SLIPWAY_")}
         environment |= {"KUBECONFIG": str(self.server.kubeconfig), "SLIPWAY_NAMESPACE": self.name, "SLIPWAY_WATCH_NAMESPACES": self.name}
-        environment |= {"SLIPWAY_METRICS_PORT": str(metrics), "SLIPWAY_HEALTH_PORT": str(health), **settings}
+        environment |= {**ports, **settings}
         with log.open("wb") as out:
             process = subprocess.Popen([sys.executable, "-m", "slipway.main"], env=environment, stdout=out, stderr=out, cwd=ROOT)
-        self.operators.append(Operator(process, metrics, log))
+        self.operators.append(Operator(process, int(ports["SLIPWAY_METRICS_PORT"]), log))
         return self.operators[-1]
 
     def lead(self, **settings: str) -> Operator:

@@ -19,7 +19,8 @@ from typing import Any
 import pytest
 
 from integration.conftest import ApiServer
-from integration.operator.test_rollout import IMAGE, ROOT, Scene, free_port
+from integration.operator.test_rollout import IMAGE, ROOT, Scene
+from integration.ports import free_port, operator_ports
 from slipway.analysis.notification import key_of, verify
 from slipway_runtime.serve.metrics import Metrics
 
@@ -109,7 +110,7 @@ def receiver() -> Iterator[Receiver]:
 @pytest.fixture(scope="module")
 def port(apiserver: ApiServer) -> Iterator[int]:
     """The port of the model servers; pods differ by address only, so that one ServingRuntime fits all."""
-    number = int(free_port())
+    number = free_port()
     spec = {**IMAGE, "port": number}
     apiserver.apply({"apiVersion": "slipway.dev/v1alpha1", "kind": "ServingRuntime", "metadata": {"name": "slipway"}, "spec": spec})
     yield number
@@ -149,7 +150,7 @@ def operator(
     """The operator as a process, until the tests of this file end; yields its log."""
     log = tmp_path_factory.mktemp("operator") / "log"
     environment = {**os.environ, "KUBECONFIG": str(apiserver.kubeconfig), "PYTHONPATH": str(ROOT / "operator/src")}
-    environment |= {"SLIPWAY_METRICS_PORT": free_port(), "SLIPWAY_HEALTH_PORT": free_port(), "SLIPWAY_NAMESPACE": "default"}
+    environment |= {**operator_ports(), "SLIPWAY_NAMESPACE": "default"}
     environment |= {"SLIPWAY_DRAIN_SECONDS": "2", "SLIPWAY_WEBHOOK_URL": f"http://127.0.0.1:{receiver.server_address[1]}/hook"}
     environment |= {"SLIPWAY_WEBHOOK_SECRET": SECRET, "SLIPWAY_PROMETHEUS_ADDRESS": f"http://127.0.0.1:{prometheus.port}"}
     with log.open("wb") as out:

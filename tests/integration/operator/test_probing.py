@@ -20,7 +20,8 @@ import pytest
 
 from integration.conftest import ApiServer
 from integration.operator.test_gating import Stage
-from integration.operator.test_rollout import IMAGE, ROOT, free_port
+from integration.operator.test_rollout import IMAGE, ROOT
+from integration.ports import free_port, operator_ports
 from unit.runtime.serve.artifacts import Draft, mlp_draft, write
 
 PROGRAM = "; ".join(
@@ -38,7 +39,7 @@ STEPS = [{"weight": 50, "duration": "1s"}]
 
 @pytest.fixture(scope="module")
 def port(apiserver: ApiServer) -> Iterator[int]:
-    number = int(free_port())
+    number = free_port()
     spec = {**IMAGE, "port": number, "replay": True}
     apiserver.apply({"apiVersion": "slipway.dev/v1alpha1", "kind": "ServingRuntime", "metadata": {"name": "slipway"}, "spec": spec})
     yield number
@@ -56,7 +57,7 @@ def port(apiserver: ApiServer) -> Iterator[int]:
 def operator(apiserver: ApiServer, port: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     log = tmp_path_factory.mktemp("operator") / "log"
     environment = {**os.environ, "KUBECONFIG": str(apiserver.kubeconfig), "PYTHONPATH": str(ROOT / "operator/src")}
-    environment |= {"SLIPWAY_METRICS_PORT": free_port(), "SLIPWAY_HEALTH_PORT": free_port(), "SLIPWAY_NAMESPACE": "default"}
+    environment |= {**operator_ports(), "SLIPWAY_NAMESPACE": "default"}
     with log.open("wb") as out:
         process = subprocess.Popen(
             [sys.executable, "-m", "slipway.main"], env=environment | {"SLIPWAY_DRAIN_SECONDS": "2"}, stdout=out, stderr=out

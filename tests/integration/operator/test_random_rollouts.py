@@ -8,16 +8,15 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-import ssl
 import time
+from contextlib import suppress
 from typing import Any
 
-import aiohttp
 import pytest
-import yaml
 
 from integration.conftest import ApiServer
 from integration.operator.conftest import Tenant, ready_status
+from kube import NotFound
 from slipway.plan.artifact import artifact_manifest, artifact_spec
 from slipway.snapshot import Config
 
@@ -46,37 +45,20 @@ class Api:
     """One namespace of the API server."""
 
     def __init__(self, server: ApiServer, namespace: str) -> None:
-        config = yaml.safe_load(server.kubeconfig.read_text())
-        self._base, self._token = config["clusters"][0]["cluster"]["server"], config["users"][0]["user"]["token"]
+        self._kube = server.kube
         self.mdeps, self.deployments = f"{GROUP}/{namespace}/modeldeployments", f"/apis/apps/v1/namespaces/{namespace}/deployments"
         self.services = f"/api/v1/namespaces/{namespace}/services"
-        self._session: aiohttp.ClientSession
-
-    async def __aenter__(self) -> Api:
-        context = ssl.create_default_context()
-        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-        headers = {"Authorization": f"Bearer {self._token}", "User-Agent": "test"}
-        self._session = aiohttp.ClientSession(headers=headers, connector=aiohttp.TCPConnector(ssl=context))
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self._session.close()
 
     async def get(self, path: str) -> Manifest:
-        async with self._session.get(self._base + path) as answer:
-            assert answer.status == 200, await answer.text()
-            return dict(await answer.json())
+        return await asyncio.to_thread(self._kube.request, "GET", path)
 
     async def patch(self, path: str, body: Manifest, kind: str = "merge-patch+json") -> None:
-        options = {"fieldManager": "test", "force": "true"} if kind.startswith("apply") else {}
-        headers = {"Content-Type": f"application/{kind}"}
-        async with self._session.patch(self._base + path, params=options, data=json.dumps(body), headers=headers) as answer:
-            assert answer.status in (200, 201, 404), await answer.text()
+        await asyncio.to_thread(self._kube.request, "PATCH", path, body, f"application/{kind}")
 
     async def wish(self, name: str, spec: Manifest) -> None:
         """Apply a ModelDeployment, as kubectl does: what the spec no longer has goes."""
         resource = {"apiVersion": "slipway.dev/v1alpha1", "kind": "ModelDeployment", "metadata": {"name": name}, "spec": spec}
-        await self.patch(f"{self.mdeps}/{name}", resource, "apply-patch+yaml")
+        await self.patch(f"{self.mdeps}/{name}?fieldManager=test&force=true", resource, "apply-patch+yaml")
 
     async def note(self, name: str, **annotations: str | None) -> None:
         """Annotate it; None removes one."""
@@ -92,7 +74,8 @@ class Api:
                 counts = dict.fromkeys(("replicas", "readyReplicas", "availableReplicas", "updatedReplicas"), size)
                 said = counts | {"observedGeneration": meta["generation"]}
                 if any((deployment.get("status") or {}).get(key, 0) != value for key, value in said.items()):
-                    await self.patch(f"{self.deployments}/{meta['name']}/status", {"status": said})
+                    with suppress(NotFound):
+                        await self.patch(f"{self.deployments}/{meta['name']}/status", {"status": said})
             await asyncio.sleep(0.5)
 
 
@@ -159,23 +142,23 @@ async def ends(api: Api, names: list[str]) -> dict[str, Manifest]:
 
 async def tell(tenant: Tenant) -> tuple[dict[str, Manifest], dict[str, Manifest], dict[str, Manifest]]:
     """Run all stories, then fresh creates of their last wishes; returns the last wishes and both ends by story."""
-    async with Api(tenant.server, tenant.name) as api:
-        kubelet = asyncio.create_task(api.run_pods())
-        kubelet.add_done_callback(lambda task: task.cancelled() or print("the pods' task ended:", task.exception()))
-        names = [f"story{index:03}" for index in range(STORIES)]
-        lasts = await asyncio.gather(*(story(api, name, random.Random(f"{SEED} {name}")) for name in names))
-        last = dict(zip(names, lasts, strict=True))
-        await until_over(api, names)
-        wishes = sorted({json.dumps(spec, sort_keys=True) for spec in lasts})
-        fresh = {wish: f"fresh{index:03}" for index, wish in enumerate(wishes)}
-        for wish, name in fresh.items():
-            await api.wish(name, json.loads(wish))
-        await until_over(api, list(fresh.values()))
-        await asyncio.sleep(5)  # old revisions drain, and are scaled down
-        await settled(api)
-        old, new = await ends(api, names), await ends(api, list(fresh.values()))
-        kubelet.cancel()
-        return last, old, {name: new[fresh[json.dumps(last[name], sort_keys=True)]] for name in names}
+    api = Api(tenant.server, tenant.name)
+    kubelet = asyncio.create_task(api.run_pods())
+    kubelet.add_done_callback(lambda task: task.cancelled() or print("the pods' task ended:", task.exception()))
+    names = [f"story{index:03}" for index in range(STORIES)]
+    lasts = await asyncio.gather(*(story(api, name, random.Random(f"{SEED} {name}")) for name in names))
+    last = dict(zip(names, lasts, strict=True))
+    await until_over(api, names)
+    wishes = sorted({json.dumps(spec, sort_keys=True) for spec in lasts})
+    fresh = {wish: f"fresh{index:03}" for index, wish in enumerate(wishes)}
+    for wish, name in fresh.items():
+        await api.wish(name, json.loads(wish))
+    await until_over(api, list(fresh.values()))
+    await asyncio.sleep(5)  # old revisions drain, and are scaled down
+    await settled(api)
+    old, new = await ends(api, names), await ends(api, list(fresh.values()))
+    kubelet.cancel()
+    return last, old, {name: new[fresh[json.dumps(last[name], sort_keys=True)]] for name in names}
 
 
 async def settled(api: Api) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ import pytest
 import yaml
 
 from integration.conftest import ApiServer
+from integration.ports import operator_ports
 from kube import NotFound
 from slipway.plan.artifact import artifact_manifest, artifact_spec
 from slipway.snapshot import Config
@@ -107,18 +107,12 @@ def ready(version: int) -> dict[str, Any]:
     return {"status": {"observedGeneration": 1, "conditions": [{**condition, "observedGeneration": 1}], **chosen}}
 
 
-def free_port() -> str:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return str(s.getsockname()[1])
-
-
 @pytest.fixture(scope="module")
 def operator(apiserver: ApiServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The operator as a process, until the tests of this file end; yields its log."""
     apiserver.apply({"apiVersion": "slipway.dev/v1alpha1", "kind": "ServingRuntime", "metadata": {"name": "slipway"}, "spec": IMAGE})
     log = tmp_path_factory.mktemp("operator") / "log"
-    ports = {"SLIPWAY_METRICS_PORT": free_port(), "SLIPWAY_HEALTH_PORT": free_port()}
+    ports = operator_ports()
     environment = {**os.environ, **ports, "KUBECONFIG": str(apiserver.kubeconfig), "PYTHONPATH": str(ROOT / "operator/src")}
     environment |= {"SLIPWAY_NAMESPACE": "default", "SLIPWAY_DRAIN_SECONDS": "2", "SLIPWAY_RESYNC_SECONDS": "5"}
     with log.open("wb") as out:

@@ -21,6 +21,7 @@ from typing import ClassVar
 import pytest
 
 from integration.forks import fork
+from integration.ports import free_port
 
 ROOT = Path(__file__).parents[3]
 STEPS = ("fetch", "convert", "validate", "publish")
@@ -66,12 +67,6 @@ def registry_binary() -> str:
     if not (target / "registry").exists():
         subprocess.run(["go", "install", MODULE_VERSION], check=True, env=os.environ | {"GOBIN": str(target), "CGO_ENABLED": "0"})
     return str(target / "registry")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @dataclass

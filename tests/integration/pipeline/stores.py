@@ -17,14 +17,10 @@ from pathlib import Path
 from typing import ClassVar
 from urllib.parse import quote, unquote, urlsplit
 
+from integration.ports import free_port
+
 ROOT = Path(__file__).parents[3]
 ACCESS, SECRET = "AKIATESTTESTTESTTEST", "s3cr3t/marker+of=the=store"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def binary(name: str) -> str:

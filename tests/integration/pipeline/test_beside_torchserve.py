@@ -23,6 +23,7 @@ import pytest
 from PIL import Image
 
 from integration.mar import CLASS, FUNCTION, SCALING, packed
+from integration.ports import free_ports
 from integration.runtime.test_other_clients import python_with
 
 pytestmark = [pytest.mark.nightly, pytest.mark.slow, pytest.mark.timeout(1200)]
@@ -70,18 +71,6 @@ def is_answering(port: int, path: str) -> bool:
         return False
     finally:
         connection.close()
-
-
-def free_ports(count: int) -> list[int]:
-    import socket  # noqa: PLC0415
-
-    sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from integration.forks import Forked, fork
+from integration.ports import free_port
 from unit.runtime.serve.artifacts import Draft, write
 
 ROOT = Path(__file__).parents[3]
@@ -87,12 +88,6 @@ class Running:
 
     def wait(self, seconds: float = 60.0) -> int:
         return self.process.wait(seconds)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.fixture

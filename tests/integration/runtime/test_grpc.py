@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import queue
-import socket
 import threading
 import time
 
@@ -15,6 +14,7 @@ import tritonclient.grpc.aio as triton_aio
 from tritonclient.grpc import service_pb2
 from tritonclient.utils import InferenceServerException
 
+from integration.ports import free_port
 from slipway_runtime.serve import oip
 from unit.runtime.serve.artifacts import dtypes_draft, mlp, mlp_draft, sleeper_draft
 
@@ -24,11 +24,6 @@ X = np.random.default_rng(5).standard_normal((3, 64)).astype(np.float32)
 def expected(x):
     _, first, second = mlp()
     return np.maximum(x @ first, 0) @ second
-
-
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return listener.getsockname()[1]
 
 
 def inputs_of(x, name="x"):

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from integration.runtime.test_grpc import expected, free_port
+from integration.ports import free_port
+from integration.runtime.test_grpc import expected
 from unit.runtime.serve.artifacts import mlp_draft
 
 pytestmark = [pytest.mark.nightly]

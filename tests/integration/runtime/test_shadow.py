@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 
-from integration.runtime.conftest import ROOT, Running, free_port
+from integration.ports import free_port
+from integration.runtime.conftest import ROOT, Running
 from unit.runtime.serve.artifacts import Draft, mlp_draft
 
 VALUES = np.random.default_rng(1).standard_normal((1, 64)).astype("<f4")

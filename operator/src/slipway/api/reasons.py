@@ -304,7 +304,7 @@ _FOUND_BY_CONTAINERS: dict[Reason, ReasonDoc] = {
         exit_code=64,
     ),
     R.MODEL_STUCK: ReasonDoc(
-        "A call of the model did not return, so the kubelet restarted the server.",
+        "A call of the model did not return, so the server was restarted.",
         "The model loops or waits on some input, or one request needs longer than the server allows (--stuck-seconds, 60 by default).",
         "Find the input (SLIPWAY_ACCESS_LOG=true), or raise --stuck-seconds in spec.args of the ServingRuntime if calls may be long.",
         retried=True,

@@ -18,6 +18,17 @@ from slipway.api.reasons import REASONS, Reason, reason_for_exit_code
 from slipway.plan.objects import condition, label, name_of, status_of
 from slipway.snapshot import Manifest
 
+# What a pod can do that tells against its model rather than against its node or the registry.
+MODEL_FAULTS = frozenset(
+    {
+        Reason.PODS_CRASHING,
+        Reason.OUT_OF_MEMORY,
+        Reason.MODEL_LOAD_FAILED,
+        Reason.GOLDEN_MISMATCH,
+        Reason.INVALID_ARGUMENTS,
+        Reason.MODEL_STUCK,
+    }
+)
 _PULL_REASONS = {"ImagePullBackOff", "ErrImagePull", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError"}
 _INT64 = 2**63
 _PROGRESS = {

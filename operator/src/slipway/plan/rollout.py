@@ -16,21 +16,11 @@ from datetime import datetime
 from enum import StrEnum
 
 from slipway.api.reasons import Reason
+from slipway.plan.diagnose import MODEL_FAULTS
 from slipway.verdict import MetricVerdict, Replay, failures, lacks_traffic_only, overall
 
 MAX_TRANSITIONS = 4  # in one pass; more would be a loop
 SOON = 1.0  # seconds
-# What a pod can do that tells against its model rather than against its node or the registry.
-FAULTS = frozenset(
-    {
-        Reason.PODS_CRASHING,
-        Reason.OUT_OF_MEMORY,
-        Reason.MODEL_LOAD_FAILED,
-        Reason.GOLDEN_MISMATCH,
-        Reason.INVALID_ARGUMENTS,
-        Reason.MODEL_STUCK,
-    }
-)
 # What passes when the cluster has room, or its registry, again: never a reason to give a revision up.
 SHORTAGES = frozenset(
     {Reason.INSUFFICIENT_RESOURCES, Reason.QUOTA_EXCEEDED, Reason.IMAGE_PULL_FAILED, Reason.EVICTED, Reason.REGISTRY_UNAVAILABLE}
@@ -389,7 +379,7 @@ def _fault(rollout: Rollout, seen: Observed, policy: Policy) -> Fault | None:
         return None  # onFailure: Pause; it is up to a person now
     side = seen.side(rollout.revision)
     is_to_blame = side.fault is not None and policy.gives_up and side.fault.reason not in SHORTAGES
-    if side.fault is not None and is_to_blame and (side.is_late or (rollout.weight > 0 and side.fault.reason in FAULTS)):
+    if side.fault is not None and is_to_blame and (side.is_late or (rollout.weight > 0 and side.fault.reason in MODEL_FAULTS)):
         return side.fault
     is_wrong = rollout.weight == 0 and seen.replay.verdict == "Fail" and policy.strategy in REPLAYED
     if is_wrong and policy.promoted_steps(rollout.revision) <= rollout.step:

@@ -11,22 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from slipway.api.reasons import Reason
-from slipway.plan.diagnose import Problem
+from slipway.plan.diagnose import MODEL_FAULTS, Problem
 from slipway.plan.nodes import Room
 
 NAMED = 5  # holders and nodes in a message; the rest is counted
 # What tells against the new model: then the old one gets its accelerators back, and is not asked again for this revision.
-FAULTS = frozenset(
-    {
-        Reason.PODS_CRASHING,
-        Reason.OUT_OF_MEMORY,
-        Reason.MODEL_LOAD_FAILED,
-        Reason.GOLDEN_MISMATCH,
-        Reason.INVALID_ARGUMENTS,
-        Reason.MODEL_STUCK,
-        Reason.PROGRESS_DEADLINE_EXCEEDED,
-    }
-)
+FAULTS = MODEL_FAULTS | {Reason.PROGRESS_DEADLINE_EXCEEDED}
 
 
 @dataclass(frozen=True, slots=True)
