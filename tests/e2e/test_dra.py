@@ -56,7 +56,7 @@ def devices(slipway: Cluster) -> Iterator[Cluster]:
         *cluster_wide, {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "driver", "namespace": SYSTEM}}, *pods
     )
     assert done.returncode == 0, done.stderr
-    until(lambda: published(slipway) == {"slipway-worker": 1, "slipway-worker2": 2}, 120, lambda: logs(slipway))
+    until(lambda: published(slipway) == {"slipway-worker": 1, "slipway-worker2": 2}, 300, lambda: logs(slipway))
     yield slipway
     # the kubelet asks the driver to let go of each claim, and a pod ends only then
     until(lambda: not any(allocations(slipway)), 180, lambda: logs(slipway))

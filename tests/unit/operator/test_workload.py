@@ -6,7 +6,7 @@ import pytest
 
 from slipway.plan.rollout import Plan
 from slipway.plan.traffic import revision_service, stable_service
-from slipway.plan.workload import revision_deployment
+from slipway.plan.workload import revision_deployment, revision_shape
 from slipway.snapshot import Config
 from unit.operator.world import model_deployment
 
@@ -65,3 +65,12 @@ def test_both_services_reach_both_ports(service):
     ports = service["spec"]["ports"]
     assert [(port["name"], port["port"], port["targetPort"]) for port in ports] == [("http", 80, "http"), ("grpc", 9000, "grpc")]
     assert ports[1]["appProtocol"] == "kubernetes.io/h2c"
+
+
+@pytest.mark.parametrize("empty", [{"env": []}, {"env": None}, {"tolerations": []}, {"nodeSelector": {}}], ids=str)
+def test_an_emptied_field_is_the_same_revision_as_none(empty):
+    """A list from which the last item was taken by server-side apply is stored as empty, as null, or not at all."""
+    spec = {"model": {"uri": "oci://reg:5000/digits:v1"}}
+    shape = revision_shape({**spec, "serving": {"replicas": 2, "runtime": "slipway"}})
+    assert revision_shape({**spec, "serving": {"replicas": 2, "runtime": "slipway", **empty}}) == shape
+    assert revision_shape({**spec, "serving": {"replicas": 1, **empty}}) == revision_shape(spec)

@@ -21,8 +21,11 @@ _POD_FIELDS = ("nodeSelector", "tolerations", "affinity", "runtimeClassName", "s
 
 
 def revision_shape(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the part of a ModelDeployment's spec whose change makes a new revision."""
-    serving = {key: value for key, value in (spec.get("serving") or {}).items() if key != "replicas"}
+    """Return the part of a ModelDeployment's spec whose change makes a new revision.
+
+    What is empty is left out: a list whose last item was taken away is stored as empty or not at all, as it was applied.
+    """
+    serving = {key: value for key, value in (spec.get("serving") or {}).items() if key != "replicas" and value}
     shape = {key: spec[key] for key in SHAPE_KEYS if spec.get(key)}
     return shape | ({"serving": serving} if serving else {})
 
