@@ -152,12 +152,12 @@ class Namespace:
         found = next((c for c in conditions if c["type"] == kind), {})
         return found if found.get("observedGeneration") == resource["metadata"]["generation"] else {}
 
-    def wait_ready(self, name: str, timeout: float = 180) -> Manifest:
+    def wait_ready(self, name: str, timeout: float = 400) -> Manifest:
         """The ModelDeployment once it is Ready."""
         until(lambda: self.condition(name).get("status") == "True", timeout, lambda: self.explain(name))
         return dict(self.get("mdep", name))
 
-    def wait_reason(self, name: str, reason: str, timeout: float = 180) -> Manifest:
+    def wait_reason(self, name: str, reason: str, timeout: float = 400) -> Manifest:
         """The Ready condition once it is False for that reason."""
 
         def found() -> Manifest | None:
@@ -169,7 +169,7 @@ class Namespace:
     def events(self, name: str) -> list[Manifest]:
         return self.items("events", "--field-selector", f"involvedObject.name={name},involvedObject.kind=ModelDeployment")
 
-    def wait_event(self, name: str, reason: str, kind: str = "Warning", timeout: float = 15) -> None:
+    def wait_event(self, name: str, reason: str, kind: str = "Warning", timeout: float = 60) -> None:
         def seen() -> bool:
             return any((event["reason"], event["type"]) == (reason, kind) for event in self.events(name))
 
@@ -228,7 +228,7 @@ class Namespace:
     def end_load(self, pod: str) -> Manifest:
         """Tell a pod that runs LOAD to end, and return its counts."""
         self.kubectl("exec", pod, "--", "python", "-c", "import os, signal; os.kill(1, signal.SIGTERM)")
-        until(lambda: self.phase(pod) in ("Succeeded", "Failed"), 60, lambda: self.kubectl("describe", "pod", pod))
+        until(lambda: self.phase(pod) in ("Succeeded", "Failed"), 400, lambda: self.kubectl("describe", "pod", pod))
         return dict(json.loads(self.kubectl("logs", pod).splitlines()[-1]))
 
     def phase(self, pod: str) -> str:

@@ -12,7 +12,7 @@ import pytest
 
 from e2e.kit import WEIGHT, Cluster, Manifest, Namespace, mdep, model_folder, until, weights
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 GPU, MIG = "nvidia.com/gpu", "nvidia.com/mig-1g.10gb"
 SYSTEM = "slipway-fake-accelerators"
 WORKERS = {"slipway-worker": ("NVIDIA-FAKE-A", [f"{GPU}=1"]), "slipway-worker2": ("NVIDIA-FAKE-B", [f"{GPU}=2", f"{MIG}=2"])}
@@ -110,7 +110,7 @@ def lowest_while_updating(space: Namespace, wish: Manifest) -> int:
         status = space.get("mdep", "tiny")["status"]
         return bool(status["stable"]["revision"] != before and space.condition("tiny")["status"] == "True")
 
-    until(is_over, 240, lambda: space.explain("tiny"), every=0.2)
+    until(is_over, 400, lambda: space.explain("tiny"), every=0.2)
     return lowest
 
 

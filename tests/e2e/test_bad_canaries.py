@@ -13,7 +13,7 @@ import pytest
 
 from e2e.kit import MODEL, ODD_LOAD, Cluster, Namespace, drop_namespace, make_namespace, mdep, model_folder, until
 
-pytestmark = [pytest.mark.nightly, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.nightly, pytest.mark.slow, pytest.mark.timeout(900)]
 INTERVAL, WEIGHT = 5, 20
 METRICS = [
     {"name": "error-rate", "maximum": "0.01"},
@@ -56,7 +56,7 @@ def served(slipway: Cluster) -> Iterator[Namespace]:
     space = make_namespace(slipway)
     folders = [model_folder(f"v{number}", code=code(line)) for number, (line, _, _) in enumerate(BAD.values())]
     space.apply(model_folder("good", code=code("pass")), *folders, wish("good"))
-    space.wait_ready("tiny", 300)
+    space.wait_ready("tiny")
     yield space
     drop_namespace(space)
 
@@ -67,14 +67,14 @@ def test_a_canary_goes_back_that(served: Namespace, name: str) -> None:
     stable = served.get("mdep", "tiny")["status"]["stable"]["revision"]
     pod = f"load-{list(BAD).index(name)}"
     served.run_pod(pod, ODD_LOAD, "tiny", "10", "10", "0.03")
-    until(lambda: served.phase(pod) == "Running", 60, lambda: served.kubectl("describe", "pod", pod))
+    until(lambda: served.phase(pod) == "Running", 400, lambda: served.kubectl("describe", "pod", pod))
     served.apply(wish(f"v{list(BAD).index(name)}"))
 
     def given_up() -> Any:
         row = served.get("mdep", "tiny")["status"].get("canary") or {}
         return row if row.get("phase") == "RolledBack" else None
 
-    row = until(given_up, 300, lambda: served.explain("tiny"))
+    row = until(given_up, 400, lambda: served.explain("tiny"))
     load = served.end_load(pod)
     print(json.dumps({"load": load} | {key: row.get(key) for key in ("reason", "message", "metrics", "evaluations")}))
     assert row["reason"] == reason, row
@@ -88,14 +88,14 @@ def test_a_canary_goes_back_that(served: Namespace, name: str) -> None:
     # what ends a process takes the even requests along that it was working on: ten connections, and the restarts until it is given up
     assert load["failed_though_even"] <= (0 if reason == "AnalysisFailed" else 200), load
     served.apply(wish("good"))
-    served.wait_ready("tiny", 120)
+    served.wait_ready("tiny")
 
 
 @pytest.mark.timeout(1200)
 def test_a_canary_that_never_gets_ready_gets_no_request(served: Namespace) -> None:
     stable = served.get("mdep", "tiny")["status"]["stable"]["revision"]
     served.run_pod("load", ODD_LOAD, "tiny", "10", "10", "0.1")
-    until(lambda: served.phase("load") == "Running", 60, lambda: served.kubectl("describe", "pod", "load"))
+    until(lambda: served.phase("load") == "Running", 400, lambda: served.kubectl("describe", "pod", "load"))
     served.apply(wish("good", SLEEP="86400"))
 
     def given_up() -> Any:
@@ -110,4 +110,4 @@ def test_a_canary_that_never_gets_ready_gets_no_request(served: Namespace) -> No
     assert set(load["revisions"]) == {stable}
     assert served.get("mdep", "tiny")["status"]["stable"]["readyReplicas"] == 2
     served.apply(wish("good"))
-    served.wait_ready("tiny", 120)
+    served.wait_ready("tiny")

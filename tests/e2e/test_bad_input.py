@@ -32,7 +32,7 @@ from e2e.kit import (
 )
 from integration.api.manifests import INVALID
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(420)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 AHEAD = 4
 SERVER_401 = """
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -96,7 +96,7 @@ def wrong_password(space: Namespace) -> None:
     space.run_pod("guarded", SERVER_401, port=8000)
     data = {"username": "me", "password": "wrong"}
     space.apply({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "wrong"}, "stringData": data})
-    until(lambda: space.phase("guarded") == "Running", 60, lambda: space.kubectl("describe", "pod", "guarded"))
+    until(lambda: space.phase("guarded") == "Running", 400, lambda: space.kubectl("describe", "pod", "guarded"))
 
 
 CUSTOM_OP = """
@@ -198,7 +198,7 @@ def window(slipway: Cluster, request: pytest.FixtureRequest) -> Iterator[Window]
 @pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
 def test_bad_input(window: Window, case: Case) -> None:
     window.reach(case)
-    condition = window.space.wait_reason(case.name, case.reason, timeout=240)
+    condition = window.space.wait_reason(case.name, case.reason)
     assert "Next:" in condition["message"]
     window.space.wait_event(case.name, case.reason)
 
@@ -228,9 +228,9 @@ def test_every_rule_of_the_crds_refuses_with_its_words(slipway: Cluster) -> None
 def test_quota_exceeded(namespace: Namespace) -> None:
     quota = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "none"}, "spec": {"hard": {"pods": "0"}}}
     namespace.apply(quota, model_folder("good"))
-    until(lambda: namespace.get("resourcequota", "none").get("status", {}).get("hard"), 30)
+    until(lambda: namespace.get("resourcequota", "none").get("status", {}).get("hard"), 180)
     namespace.apply(mdep("over", "configmap://good"))
-    assert "Next:" in namespace.wait_reason("over", "QuotaExceeded", timeout=60)["message"]
+    assert "Next:" in namespace.wait_reason("over", "QuotaExceeded")["message"]
     namespace.wait_event("over", "QuotaExceeded")
 
 

@@ -77,8 +77,8 @@ def crds(cluster: Cluster) -> set[str]:
 def wait_scaled(space: Namespace, replicas: int) -> None:
     """Scale the model; that it happens shows that an operator has worked on it since."""
     space.kubectl("scale", "mdep/tiny", f"--replicas={replicas}")
-    space.wait_ready("tiny", timeout=120)
-    until(lambda: len(serving_pods(space)) == replicas, 60, lambda: space.explain("tiny"))
+    space.wait_ready("tiny")
+    until(lambda: len(serving_pods(space)) == replicas, 400, lambda: space.explain("tiny"))
 
 
 def test_models_answer_while_the_chart_is_upgraded_removed_and_installed_again(space: Namespace) -> None:
@@ -88,15 +88,15 @@ def test_models_answer_while_the_chart_is_upgraded_removed_and_installed_again(s
     objects, pods = uids(space), serving_pods(space)
     assert len(pods) == 1
     space.run_pod("load", LOAD, "tiny", "800")
-    until(lambda: space.phase("load") == "Running", 60, lambda: space.kubectl("describe", "pod", "load"))
+    until(lambda: space.phase("load") == "Running", 400, lambda: space.kubectl("describe", "pod", "load"))
 
     # upgrade: another log format and one more replica
     before = operator_pods(cluster)
     install(cluster, "operator.logFormat=text", "operator.replicas=3", command=("upgrade",))
-    until(lambda: not set(before) & set(operator_pods(cluster)), 60, lambda: f"{sorted(before)} → {sorted(operator_pods(cluster))}")
+    until(lambda: not set(before) & set(operator_pods(cluster)), 400, lambda: f"{sorted(before)} → {sorted(operator_pods(cluster))}")
     assert len(operator_pods(cluster)) == 3
     # helm waits for as many pods as the budget of the Deployment asks for, not for each
-    line = until(lambda: cluster.run("-n", SYSTEM, "logs", min(operator_pods(cluster)), "--tail=1").stdout, 60)
+    line = until(lambda: cluster.run("-n", SYSTEM, "logs", min(operator_pods(cluster)), "--tail=1").stdout, 180)
     with pytest.raises(json.JSONDecodeError):
         json.loads(line)
     wait_scaled(space, 2)
@@ -106,7 +106,7 @@ def test_models_answer_while_the_chart_is_upgraded_removed_and_installed_again(s
 
     # uninstall: the operator goes, the CRDs and the users' resources stay and answer
     uninstall(cluster)
-    until(lambda: "slipway" not in {item["metadata"]["name"] for item in cluster.items("servingruntimes")}, 60)
+    until(lambda: "slipway" not in {item["metadata"]["name"] for item in cluster.items("servingruntimes")}, 180)
     assert crds(cluster) == CRDS
     assert uids(space) == objects
     assert serving_pods(space) == both

@@ -16,7 +16,7 @@ import torch
 from e2e.kit import Namespace, linear, mdep, model_folder, model_yaml, weights
 from integration.mar import CLASS, SCALING, net, packed
 
-pytestmark = [pytest.mark.nightly, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.nightly, pytest.mark.slow, pytest.mark.timeout(900)]
 FLOOR = 90
 # Rows that differ by little beside what they share: eight bits cannot tell the classes apart.
 ALIKE = (300 + np.random.default_rng(0).standard_normal((3, 4))).astype(np.float32)
@@ -43,7 +43,7 @@ def test_int8_that_misses_the_accuracy_floor_is_not_chosen(namespace: Namespace)
         "validation": {"samples": 200, "maxAbsoluteError": "100000", "minTop1AgreementPercent": 0, "minAccuracyPercent": FLOOR},
     }
     namespace.apply(model, calibration, mdep("tiny", "configmap://v1", conversion=conversion))
-    ready = namespace.wait_ready("tiny", timeout=400)
+    ready = namespace.wait_ready("tiny")
     (artifact,) = namespace.items("mart")
     low, full = artifact["status"]["candidates"]
     print(json.dumps([low, full]))
@@ -63,7 +63,7 @@ def test_an_archive_of_torchserve_answers_as_its_handler_does(namespace: Namespa
     folder = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "archive"}}
     folder["binaryData"] = {"m.mar": base64.b64encode(mar.read_bytes()).decode()}
     namespace.apply(folder, mdep("scorer", "configmap://archive", format="TorchServe", serving={"resources": {}}))
-    assert namespace.wait_ready("scorer", timeout=400)["status"]["stable"]["format"] == "TorchServe"
+    assert namespace.wait_ready("scorer")["status"]["stable"]["format"] == "TorchServe"
     asked = [1.0, -2.0, 3.0, 0.5]
     best = torch.softmax(net()(0.5 * torch.tensor([asked])), 1).max(1)
     with namespace.cluster.forward(namespace.name, "service/scorer", 80) as url:

@@ -13,7 +13,7 @@ import pytest
 
 from e2e.kit import MANAGED, SYSTEM, WEIGHT, Cluster, Namespace, drop_namespace, make_namespace, mdep, model_folder, until, weights
 
-pytestmark = [pytest.mark.alone, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.alone, pytest.mark.slow, pytest.mark.timeout(900)]
 LEASE = "slipway-operator"
 POINTS = 10
 INTERVAL = 2.5  # seconds between kills, so that ten of them fall into one create and one update
@@ -107,7 +107,7 @@ def run_to_the_end(space: Namespace, kill: Callable[[], None] | None = None) -> 
         time.sleep(0.5)
     assert kill is None or kills == POINTS, f"over after {kills} kills: shorten INTERVAL"
     # old revisions stop after the drain
-    until(lambda: sum(d["spec"]["replicas"] for d in space.items("deployments", "-l", MANAGED)) == 1, 60, lambda: space.explain("tiny"))
+    until(lambda: sum(d["spec"]["replicas"] for d in space.items("deployments", "-l", MANAGED)) == 1, 400, lambda: space.explain("tiny"))
     return end_state(space, "tiny")
 
 

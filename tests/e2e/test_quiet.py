@@ -36,7 +36,7 @@ def versions(space: Namespace) -> dict[str, str]:
 def test_twenty_become_ready(quiet: Namespace, ready_at: dict[str, float]) -> None:
     quiet.apply(model_folder("good"), *(mdep(f"quiet-{index}", "configmap://good") for index in range(COUNT)))
     for index in range(COUNT):
-        quiet.wait_ready(f"quiet-{index}", 300)
+        quiet.wait_ready(f"quiet-{index}")
     assert len(quiet.jobs()) == 1, "equal models share one conversion"
     ready_at["time"] = time.time()
 

@@ -13,7 +13,7 @@ import yaml
 
 from e2e.kit import ROOT, Namespace
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 # Commands of the README that this test does not run, and why.
 NOT_HERE = {

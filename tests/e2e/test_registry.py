@@ -10,7 +10,7 @@ import pytest
 
 from e2e.kit import SYSTEM, Cluster, Manifest, Namespace, mdep, model_folder, until, weights
 
-pytestmark = [pytest.mark.alone, pytest.mark.slow, pytest.mark.timeout(420)]
+pytestmark = [pytest.mark.alone, pytest.mark.slow, pytest.mark.timeout(900)]
 # spoils one byte of the largest layer of the artifact; blobs are shared by content, so the test has weights of its own
 SPOIL = """
 import json, pathlib, sys
@@ -90,7 +90,7 @@ def _spoil(cluster: Cluster, name: str, digest: str) -> None:
     }
     cluster.kubectl("create", "-f", "-", stdin=json.dumps(pod))
     try:
-        phase = until(lambda: _ended(cluster, f"spoil-{name}"), 60)
+        phase = until(lambda: _ended(cluster, f"spoil-{name}"), 180)
         assert phase == "Succeeded", cluster.run("-n", SYSTEM, "logs", f"spoil-{name}").stdout
     finally:
         cluster.run("-n", SYSTEM, "delete", "pod", f"spoil-{name}", "--wait=false")

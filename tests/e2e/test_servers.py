@@ -70,7 +70,7 @@ def test_one_model_answers_alike_on_both_servers(runtimes: Cluster, namespace: N
     )
     answers = {}
     for name in by:
-        namespace.wait_ready(name, timeout=400)
+        namespace.wait_ready(name)
         with namespace.cluster.forward(namespace.name, f"service/{name}", 80) as url:
             answers[name] = namespace.infer(url, name, ROWS)
     assert len(namespace.items("mart")) == 1, "one conversion serves both"
@@ -114,4 +114,4 @@ def test_a_full_queue_is_told_to_clients_and_counted(runtimes: Cluster, namespac
     counted = [line for line in metrics.splitlines() if line.startswith("slipway_requests_total") and 'code="429"' in line]
     assert counted, [line for line in metrics.splitlines() if line.startswith("slipway_requests_total")]
     assert sum(float(line.rpartition(" ")[2]) for line in counted) == len(refused)
-    until(lambda: namespace.condition("tiny").get("status") == "True", 30, lambda: namespace.explain("tiny"))
+    until(lambda: namespace.condition("tiny").get("status") == "True", 180, lambda: namespace.explain("tiny"))

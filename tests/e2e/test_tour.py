@@ -9,7 +9,7 @@ import pytest
 
 from e2e.kit import Namespace, fetch_json, linear, mdep, model_folder, slipway_cli, until
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(420)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 ROWS = [[1.0, 2.0, 3.0, 4.0], [0.5, -1.0, 0.0, 2.0]]
 
 
@@ -69,7 +69,7 @@ def test_kubectl_get_fits_80_columns(tour: Namespace) -> None:
 def test_a_second_deployment_of_the_same_model_shares_the_artifact(tour: Namespace) -> None:
     jobs = tour.jobs()
     tour.apply(mdep("twin", "configmap://tiny-folder"))
-    status = tour.wait_ready("twin", timeout=90)["status"]
+    status = tour.wait_ready("twin")["status"]
     assert status["stable"]["artifact"] == tour.get("mdep", "tiny")["status"]["stable"]["artifact"]
     assert tour.jobs() == jobs
 
