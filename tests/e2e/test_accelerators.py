@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from e2e.kit import WEIGHT, Cluster, Manifest, Namespace, mdep, model_folder, until, weights
+from e2e.kit import WEIGHT, Cluster, Manifest, Namespace, mdep, onnx_folder, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 GPU, MIG = "nvidia.com/gpu", "nvidia.com/mig-1g.10gb"
@@ -88,7 +88,7 @@ def test_a_pod_gets_the_device_asked_for(  # noqa: PLR0917
     gpus: Cluster, namespace: Namespace, resource: str, product: str, node: str, device: str
 ) -> None:
     wish = {"resourceName": resource, "count": 1, "product": product}
-    namespace.apply(model_folder("v1"), mdep("tiny", "configmap://v1", more={"accelerator": wish}))
+    namespace.apply(onnx_folder("v1"), mdep("tiny", "configmap://v1", more={"accelerator": wish}))
     namespace.wait_ready("tiny")
     (pod,) = pods_of(namespace, "tiny")
     assert pod["spec"]["nodeName"] == node
@@ -119,8 +119,8 @@ def lowest_while_updating(space: Namespace, wish: Manifest) -> int:
 def test_a_rollout_ends_on_a_full_node(gpus: Cluster, namespace: Namespace, product: str, least: int) -> None:
     wish = {"resourceName": GPU, "count": 1, "product": product}
     namespace.apply(
-        model_folder("v1"),
-        model_folder("v2", weights_safetensors=weights(WEIGHT * 2)),
+        onnx_folder("v1"),
+        onnx_folder("v2", WEIGHT * 2),
         mdep("tiny", "configmap://v1", more={"accelerator": wish}),
     )
     namespace.wait_ready("tiny")
@@ -128,7 +128,7 @@ def test_a_rollout_ends_on_a_full_node(gpus: Cluster, namespace: Namespace, prod
 
 
 def test_who_holds_the_accelerators_is_told(gpus: Cluster, namespace: Namespace) -> None:
-    namespace.apply(holder("slipway-worker", 1), model_folder("v1"))
+    namespace.apply(holder("slipway-worker", 1), onnx_folder("v1"))
     until(
         lambda: namespace.get("pod", "train-0")["spec"].get("nodeName"),
         90,

@@ -27,6 +27,7 @@ from e2e.kit import (
     mdep,
     model_folder,
     model_yaml,
+    onnx_folder,
     until,
     weights,
 )
@@ -184,7 +185,7 @@ class Window:
 @pytest.fixture(scope="module")
 def window(slipway: Cluster, request: pytest.FixtureRequest) -> Iterator[Window]:
     space = make_namespace(slipway)
-    space.apply(model_folder("good"))
+    space.apply(onnx_folder("good"))
     items = [i for i in request.session.items if isinstance(i, pytest.Function) and i.module is request.module and hasattr(i, "callspec")]
     cases = [item.callspec.params["case"] for item in items if "case" in item.callspec.params]
     yield Window(space, cases)
@@ -227,7 +228,7 @@ def test_every_rule_of_the_crds_refuses_with_its_words(slipway: Cluster) -> None
 
 def test_quota_exceeded(namespace: Namespace) -> None:
     quota = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "none"}, "spec": {"hard": {"pods": "0"}}}
-    namespace.apply(quota, model_folder("good"))
+    namespace.apply(quota, onnx_folder("good"))
     until(lambda: namespace.get("resourcequota", "none").get("status", {}).get("hard"), 180)
     namespace.apply(mdep("over", "configmap://good"))
     assert "Next:" in namespace.wait_reason("over", "QuotaExceeded")["message"]
@@ -236,13 +237,13 @@ def test_quota_exceeded(namespace: Namespace) -> None:
 
 def test_a_name_of_63_characters_works(namespace: Namespace) -> None:
     name = "n" + "a" * 61 + "z"
-    namespace.apply(model_folder("good"), mdep(name, "configmap://good"))
+    namespace.apply(onnx_folder("good"), mdep(name, "configmap://good"))
     namespace.wait_ready(name)
 
 
 @pytest.mark.parametrize("bad", ["nan", "image-not-pullable"])
 def test_stable_keeps_serving_when_the_next_version_is_bad(namespace: Namespace, bad: str, request: pytest.FixtureRequest) -> None:
-    namespace.apply(model_folder("good"), mdep("tiny", "configmap://good"))
+    namespace.apply(onnx_folder("good"), mdep("tiny", "configmap://good"))
     good = namespace.wait_ready("tiny")["status"]["stable"]["revision"]
     if bad == "nan":
         reason = "NonFiniteOutputs"

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from e2e.kit import LOAD, MANAGED, SYSTEM, Cluster, Namespace, drop_namespace, install, linear, make_namespace, mdep, model_folder, until
+from e2e.kit import LOAD, MANAGED, SYSTEM, Cluster, Namespace, drop_namespace, install, linear, make_namespace, mdep, onnx_folder, until
 
 pytestmark = [pytest.mark.last, pytest.mark.slow, pytest.mark.timeout(900)]
 CRDS = {f"{plural}.slipway.dev" for plural in ("modeldeployments", "modelartifacts", "servingruntimes")}
@@ -83,7 +83,7 @@ def wait_scaled(space: Namespace, replicas: int) -> None:
 
 def test_models_answer_while_the_chart_is_upgraded_removed_and_installed_again(space: Namespace) -> None:
     cluster = space.cluster
-    space.apply(model_folder("good"), mdep("tiny", "configmap://good"))
+    space.apply(onnx_folder("good"), mdep("tiny", "configmap://good"))
     stable = space.wait_ready("tiny")["status"]["stable"]
     objects, pods = uids(space), serving_pods(space)
     assert len(pods) == 1
@@ -130,7 +130,7 @@ def test_models_answer_while_the_chart_is_upgraded_removed_and_installed_again(s
 def test_uninstall_without_kept_crds_leaves_nothing(space: Namespace) -> None:
     """The last test of the session (conftest.py), because it removes the models of every namespace."""
     cluster = space.cluster
-    space.apply(model_folder("good"), mdep("tiny", "configmap://good"))
+    space.apply(onnx_folder("good"), mdep("tiny", "configmap://good"))
     space.wait_ready("tiny")
     install(cluster, "crds.keep=false")
     uninstall(cluster)

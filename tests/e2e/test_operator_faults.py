@@ -11,7 +11,20 @@ from typing import Any
 
 import pytest
 
-from e2e.kit import MANAGED, SYSTEM, WEIGHT, Cluster, Namespace, drop_namespace, make_namespace, mdep, model_folder, until, weights
+from e2e.kit import (
+    MANAGED,
+    SYSTEM,
+    WEIGHT,
+    Cluster,
+    Namespace,
+    drop_namespace,
+    make_namespace,
+    mdep,
+    model_folder,
+    onnx_folder,
+    until,
+    weights,
+)
 
 pytestmark = [pytest.mark.alone, pytest.mark.slow, pytest.mark.timeout(900)]
 LEASE = "slipway-operator"
@@ -40,7 +53,7 @@ def operator_deployment(cluster: Cluster) -> str:
 def test_leader_killed_takeover_under_20_seconds_and_the_create_completes(namespace: Namespace) -> None:
     cluster = namespace.cluster
     before = lease(cluster)["holderIdentity"]
-    namespace.apply(model_folder("good"), mdep("tiny", "configmap://good"))
+    namespace.apply(onnx_folder("good"), mdep("tiny", "configmap://good"))
     killed = leader_pod(cluster)
     cluster.kubectl("-n", SYSTEM, "delete", "pod", killed, "--grace-period=0", "--force")
     begin = time.monotonic()
@@ -52,7 +65,7 @@ def test_leader_killed_takeover_under_20_seconds_and_the_create_completes(namesp
 
 def test_delete_while_the_operator_is_away_leaves_nothing(namespace: Namespace) -> None:
     cluster = namespace.cluster
-    namespace.apply(model_folder("good"), mdep("tiny", "configmap://good"))
+    namespace.apply(onnx_folder("good"), mdep("tiny", "configmap://good"))
     namespace.wait_ready("tiny")
     deployment = operator_deployment(cluster)
     replicas = cluster.get("-n", SYSTEM, "deployment", deployment)["spec"]["replicas"]

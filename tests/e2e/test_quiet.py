@@ -10,7 +10,7 @@ from collections import Counter
 
 import pytest
 
-from e2e.kit import MANAGED, Cluster, Namespace, mdep, model_folder, until
+from e2e.kit import MANAGED, Cluster, Namespace, mdep, onnx_folder, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 COUNT = 20
@@ -34,7 +34,7 @@ def versions(space: Namespace) -> dict[str, str]:
 
 
 def test_twenty_become_ready(quiet: Namespace, ready_at: dict[str, float]) -> None:
-    quiet.apply(model_folder("good"), *(mdep(f"quiet-{index}", "configmap://good") for index in range(COUNT)))
+    quiet.apply(onnx_folder("good"), *(mdep(f"quiet-{index}", "configmap://good") for index in range(COUNT)))
     for index in range(COUNT):
         quiet.wait_ready(f"quiet-{index}")
     assert len(quiet.jobs()) == 1, "equal models share one conversion"

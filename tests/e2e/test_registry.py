@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 
-from e2e.kit import SYSTEM, Cluster, Manifest, Namespace, mdep, model_folder, until, weights
+from e2e.kit import SYSTEM, Cluster, Manifest, Namespace, mdep, onnx_folder, until
 
 pytestmark = [pytest.mark.alone, pytest.mark.slow, pytest.mark.timeout(900)]
 # spoils one byte of the largest layer of the artifact; blobs are shared by content, so the test has weights of its own
@@ -43,7 +43,7 @@ def test_registry_down(namespace: Namespace) -> None:
     owner = registry_owner(cluster)
     try:
         cluster.kubectl("-n", SYSTEM, "scale", owner, "--replicas=0")
-        namespace.apply(model_folder("good"), mdep("tiny", "configmap://good"))
+        namespace.apply(onnx_folder("good"), mdep("tiny", "configmap://good"))
         assert "Next:" in namespace.wait_reason("tiny", "RegistryUnavailable")["message"]
         namespace.wait_event("tiny", "RegistryUnavailable")
     finally:
@@ -54,8 +54,8 @@ def test_registry_down(namespace: Namespace) -> None:
 
 def test_corrupt_artifact_never_serves_and_stable_keeps_serving(namespace: Namespace) -> None:
     cluster = namespace.cluster
-    own = weights(np.full((3, 4), time.time() % 1000, np.float32))
-    namespace.apply(model_folder("good", weights_safetensors=own), mdep("tiny", "configmap://good"))
+    own = np.full((3, 4), time.time() % 1000, np.float32)
+    namespace.apply(onnx_folder("good", own), mdep("tiny", "configmap://good"))
     stable = namespace.wait_ready("tiny")["status"]["stable"]
     _spoil(cluster, namespace.name, stable["digest"])
     namespace.apply(mdep("tiny", "configmap://good", serving={"env": [{"name": "ANOTHER", "value": "revision"}]}))

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from e2e.kit import MODEL, ODD_LOAD, WEIGHT, Namespace, mdep, model_folder, until, weights
+from e2e.kit import MODEL, ODD_LOAD, WEIGHT, Namespace, mdep, model_folder, onnx_folder, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -29,7 +29,7 @@ def wish(version: str) -> dict[str, Any]:
 
 
 def test_a_good_canary_is_promoted_and_one_that_answers_nan_goes_back(namespace: Namespace) -> None:
-    folders = model_folder("v1"), model_folder("v2", weights_safetensors=weights(WEIGHT * 2)), model_folder("v3", code=NAN_MODEL)
+    folders = onnx_folder("v1"), onnx_folder("v2", WEIGHT * 2), model_folder("v3", code=NAN_MODEL)
     namespace.apply(*folders, wish("v1"))
     first = namespace.wait_ready("tiny")["status"]["stable"]["revision"]
     namespace.run_pod("load", ODD_LOAD, "tiny", "5", "8", "0.02")

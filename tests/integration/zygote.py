@@ -6,6 +6,7 @@ and {code, seconds, peak} when it has ended.   usage: zygote.py SOCKET PID, and 
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -23,7 +24,12 @@ PRELOADED = (
     "onnx",
     "onnxscript",
     "onnxruntime",
+    "pyseccomp",
     "slipway_runtime.convert.eager",
+    "slipway_runtime.publish",
+    "slipway_runtime.serve.main",
+    "slipway_runtime.validate.gate",
+    "slipway_runtime.validate.measure",
 )
 
 
@@ -31,6 +37,7 @@ def main(path: str, owner: int) -> None:
     for name in PRELOADED:
         import_module(name)
     warm_up()
+    gc.freeze()  # a collection in a fork would copy all that is loaded
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the handlers
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(path + ".new")

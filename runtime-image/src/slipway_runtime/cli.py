@@ -20,6 +20,12 @@ _STEPS = {
     "validate": "compare every candidate with the source model",
     "publish": "push the chosen candidate",
 }
+_WITH_ARGUMENTS = {
+    "pull": ("pull", "bring an artifact into a serving pod"),
+    "sample": ("validate.sample", "show what source and candidate make of one sample"),
+    "serve": ("serve.main", "serve an artifact over HTTP"),
+    "shadow": ("shadow.main", "compare the answers of two revisions to copies of requests"),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -63,14 +69,8 @@ def _parser(arguments: Sequence[str]) -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True)
     for name, text in _STEPS.items():
         commands.add_parser(name, help=text, description=f"{text}; everything comes from the environment")
-    import_module("slipway_runtime.pull").add_arguments(commands.add_parser("pull", help="bring an artifact into a serving pod"))
-    sample = commands.add_parser("sample", help="show what source and candidate make of one sample")
-    if "sample" in arguments[:1]:
-        import_module("slipway_runtime.validate.sample").add_arguments(sample)
-    serve = commands.add_parser("serve", help="serve an artifact over HTTP")
-    if "serve" in arguments[:1]:
-        import_module("slipway_runtime.serve.main").add_arguments(serve)
-    shadow = commands.add_parser("shadow", help="compare the answers of two revisions to copies of requests")
-    if "shadow" in arguments[:1]:
-        import_module("slipway_runtime.shadow.main").add_arguments(shadow)
+    for name, (module, text) in _WITH_ARGUMENTS.items():
+        command = commands.add_parser(name, help=text)
+        if name in arguments[:1]:  # only then: the client of the registry alone takes half a second to import
+            import_module(f"slipway_runtime.{module}").add_arguments(command)
     return parser.parse_args(arguments)

@@ -20,8 +20,8 @@ from slipway_runtime.validate.loaders import as_artifact
 
 BATCH_SIZES = (1, 8, 32)  # what clients send, and servers form; a fixed batch has its own size only
 _WARM_UP_RUNS, _WARM_UP_SECONDS = 10, 1.0
-_ROUNDS = 5
-_LATENCY_RUNS, _LATENCY_SECONDS = 60, 0.4  # of a round, whichever comes first
+_ROUNDS = 5  # what they differ by is the noise, which only the auction of an objective asks for: one is enough without
+_LATENCY_RUNS, _LATENCY_SECONDS = 100, 0.4  # of a round, whichever comes first
 _THROUGHPUT_SECONDS = 0.1  # of a round
 _LONGEST_CALL = 5.0  # seconds; a batch that would take longer is not tried: it would eat up the time of the other candidates
 
@@ -44,19 +44,20 @@ def measured(settings: Settings, converted: dict[str, Any], number: int, row: di
     backend = load_backend(artifact, cpu_limit())
     load_seconds = time.perf_counter() - started
     sizes = batch_sizes(batch_size(signature), settings.max_batch_size)
-    rounds, calls = _latency(backend, resized(sample, signature, sizes[0]))
+    rounds = _ROUNDS if settings.conversion.get("objective") else 1
+    medians, calls = _latency(backend, resized(sample, signature, sizes[0]), rounds)
     throughput: dict[int, list[float]] = {}
     for size in sizes:
         if throughput and statistics.median(calls) * size / sizes[0] > _LONGEST_CALL:
             break
-        throughput[size] = _throughput(backend, resized(sample, signature, size), size)
+        throughput[size] = _throughput(backend, resized(sample, signature, size), size, rounds)
     best = max(throughput, key=lambda size: statistics.median(throughput[size]))
     backend.close()
     return {
         "loadSeconds": load_seconds,
         "latencyP50": statistics.median(calls),
         "latencyP99": float(np.percentile(calls, 99)),
-        "latencyNoise": noise_of(rounds),
+        "latencyNoise": noise_of(medians),
         "throughput": statistics.median(throughput[best]),
         "throughputNoise": noise_of(throughput[best]),
         "batchSize": best,
@@ -85,18 +86,18 @@ def resized(batch: Batch, signature: Signature, size: int) -> Batch:
     }
 
 
-def _latency(backend: Any, inputs: Batch) -> tuple[list[float], list[float]]:
+def _latency(backend: Any, inputs: Batch, rounds: int) -> tuple[list[float], list[float]]:
     """Return the median of each round, and every call, in seconds."""
     _repeated(backend, inputs, _WARM_UP_RUNS, _WARM_UP_SECONDS)
-    rounds = [_repeated(backend, inputs, _LATENCY_RUNS, _LATENCY_SECONDS) for _ in range(_ROUNDS)]
-    return [statistics.median(calls) for calls in rounds], [call for calls in rounds for call in calls]
+    each = [_repeated(backend, inputs, _LATENCY_RUNS, _LATENCY_SECONDS) for _ in range(rounds)]
+    return [statistics.median(calls) for calls in each], [call for calls in each for call in calls]
 
 
-def _throughput(backend: Any, inputs: Batch, size: int) -> list[float]:
+def _throughput(backend: Any, inputs: Batch, size: int, rounds: int) -> list[float]:
     """Return the samples a second of each round."""
     _repeated(backend, inputs, _WARM_UP_RUNS, _THROUGHPUT_SECONDS)
-    rounds = [_repeated(backend, inputs, 1 << 30, _THROUGHPUT_SECONDS) for _ in range(_ROUNDS)]
-    return [size * len(calls) / sum(calls) for calls in rounds]
+    each = [_repeated(backend, inputs, 1 << 30, _THROUGHPUT_SECONDS) for _ in range(rounds)]
+    return [size * len(calls) / sum(calls) for calls in each]
 
 
 def _repeated(backend: Any, inputs: Batch, runs: int, seconds: float) -> list[float]:
