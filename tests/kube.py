@@ -92,6 +92,14 @@ class Kube:
         path = f"{self.resource(kind).path(namespace)}/{name}" + (f"/{subresource}" if subresource else "")
         return self.request("PATCH", path, body, "application/merge-patch+json")
 
+    def apply(self, *documents: Manifest) -> None:
+        """Server-side apply of manifests, by force and as kubectl; into the namespace `default` unless they name one."""
+        for document in documents:
+            metadata = document["metadata"]
+            path = f"{self.resource(document['kind']).path(metadata.get('namespace', 'default'))}/{metadata['name']}"
+            query = urlencode({"fieldManager": "kubectl", "force": "true", "fieldValidation": "Strict"})
+            self.request("PATCH", f"{path}?{query}", document, "application/apply-patch+yaml")
+
     def dry_create(self, document: Manifest) -> tuple[int, Manifest]:
         """What the API server says to a manifest, without storing it: HTTP status, and the object or the Status."""
         path = self.resource(document["kind"]).path(document["metadata"].get("namespace", "default"))

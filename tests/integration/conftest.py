@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 from collections.abc import Iterator
@@ -46,16 +45,9 @@ class ApiServer:
         """One object, or a list, as data."""
         return self.kube.get(*arguments)
 
-    def apply(self, *documents: dict[str, Any]) -> str:
+    def apply(self, *documents: dict[str, Any]) -> None:
         """Server-side apply of manifests."""
-        return self.kubectl(
-            "apply",
-            "--server-side",
-            "--force-conflicts",
-            "-f",
-            "-",
-            stdin=json.dumps({"apiVersion": "v1", "kind": "List", "items": documents}),
-        )
+        self.kube.apply(*documents)
 
     def create_dry(self, document: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         """What the API server says to a manifest, without storing it: HTTP status, and the object or the Status."""

@@ -74,6 +74,7 @@ class Tenant:
     name: str
     folder: Path
     operators: list[Operator] = field(default_factory=list)
+    begin: int = 0  # the byte of the audit log at which it was made
 
     def start(self, **settings: str) -> Operator:
         """Start a replica, without waiting for anything."""
@@ -133,18 +134,20 @@ class Tenant:
             seen = now
             time.sleep(2)
 
-    def writes(self, since: int = 0) -> Counter[str]:
-        """Count the operator's writes in this namespace, the Lease and Events aside, from the byte `since` of the audit log on."""
+    def writes(self, since: int | None = None) -> Counter[str]:
+        """Count the operator's writes in this namespace, the Lease and Events aside, from a byte of the audit log on."""
         return Counter(f"{verb} {resource}" for verb, resource in self._written(since))
 
     def creates(self) -> list[str]:
         """Return the resources that the operator created in this namespace, in their order."""
-        return [resource.rstrip("/") for verb, resource in self._written(0) if verb == "create"]
+        return [resource.rstrip("/") for verb, resource in self._written(None) if verb == "create"]
 
-    def _written(self, since: int) -> Iterator[tuple[str, str]]:
+    def _written(self, since: int | None) -> Iterator[tuple[str, str]]:
         with self.audit.open("rb") as lines:
-            lines.seek(since)
+            lines.seek(self.begin if since is None else since)
             for line in lines:
+                if self.name.encode() not in line:
+                    continue
                 event = json.loads(line)
                 reference = event.get("objectRef") or {}
                 if reference.get("namespace") != self.name or not event["userAgent"].startswith("slipway-operator"):
@@ -177,6 +180,7 @@ def tenant(apiserver: ApiServer, tmp_path: Path) -> Iterator[Tenant]:
     runtime = {"image": "slipway-runtime", "formats": [{"name": "ONNX"}], "args": ["serve"]}
     apiserver.apply({"apiVersion": "slipway.dev/v1alpha1", "kind": "ServingRuntime", "metadata": {"name": "slipway"}, "spec": runtime})
     space = Tenant(apiserver, name, tmp_path)
+    space.begin = space.audit.stat().st_size
     yield space
     for operator in space.operators:
         if operator.process.poll() is None:
