@@ -2,6 +2,7 @@
 # Installs the packages of a hashed lock file whose names match PATTERN into /opt/venv; leaves nothing else behind.
 #   usage: install.sh LOCKFILE PATTERN
 set -eu
+grep -qE '^[a-zA-Z]' "$1" || exit 0
 tools=$(mktemp -d)
 python3 -m venv "$tools"
 "$tools/bin/pip" install -q --disable-pip-version-check --no-cache-dir --require-hashes -r /tmp/requirements-build.txt
