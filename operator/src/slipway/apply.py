@@ -44,6 +44,11 @@ async def apply_shipped(cluster: Cluster, store: Store, manifests: Sequence[Mani
         LOG.info("applied object=%s/%s", manifest["kind"], manifest["metadata"]["name"])
 
 
+async def patch_registry(cluster: Cluster, namespace: str, name: str, patch: Manifest) -> dict[str, Any]:
+    """Patch the annotations of the embedded registry's Deployment, which is Helm's in all else; returns it as it is then."""
+    return await cluster.patch("Deployment", namespace, name, patch, MERGE_PATCH)
+
+
 class Writer:
     """Carries out decisions; `on_change` gets every object that came back from a write."""
 

@@ -197,11 +197,12 @@ class Cluster:
         """Return one object."""
         return await self.request("GET", path_of(kind, namespace, name))
 
-    async def list(self, kind: str, namespace: str | None, *, selector: str | None = None, fields: str | None = None) -> Objects:
-        """Return the objects of a kind, from the API server's watch cache."""
-        params = (
-            {"resourceVersion": "0"} | ({"labelSelector": selector} if selector else {}) | ({"fieldSelector": fields} if fields else {})
-        )
+    async def list(
+        self, kind: str, namespace: str | None, *, selector: str | None = None, fields: str | None = None, version: str | None = "0"
+    ) -> Objects:
+        """Return the objects of a kind, from the API server's watch cache; with `version` None as they are, however old the cache is."""
+        wanted = {"resourceVersion": version, "labelSelector": selector, "fieldSelector": fields}
+        params = {key: value for key, value in wanted.items() if value}
         answer = await self.request("GET", path_of(kind, namespace), params=params)
         version = answer.get("apiVersion")
         return [{"apiVersion": version, "kind": kind, **item} for item in answer.get("items") or ()]

@@ -24,10 +24,12 @@ from slipway.analysis.webhook import Webhook
 from slipway.analyst import Analyst
 from slipway.apply import apply_shipped
 from slipway.cluster import ApiError, Cluster, is_kubeconfig_named
+from slipway.collector import Collector, Terms
 from slipway.handlers import configure, register
 from slipway.inventory import Inventory
 from slipway.leader import Leader
 from slipway.queue import KeyQueue
+from slipway.registry import Registry
 from slipway.resync import Resync
 from slipway.settings import Settings
 from slipway.store import Store
@@ -57,7 +59,8 @@ async def run(settings: Settings) -> None:
     inventory, ready = Inventory(cluster, store), asyncio.Event()
     analyst = _analyst(settings, session, store, queue, leader)
     runner = await _serve(settings, resync, queue, ready)
-    parts = [leader.run(), resync.run(), _apply_shipped(cluster, store, leader, settings)]
+    collector = _collector(settings, session, cluster, store, leader)
+    parts = [leader.run(), resync.run(), collector.run(), _apply_shipped(cluster, store, leader, settings)]
     notify = webhook.send if webhook is not None else _nobody
     parts += [Worker(cluster, store, queue, leader, config, inventory, analyst, notify).run() for _ in range(settings.workers)]
     parts += [webhook.run()] if webhook is not None else []
@@ -98,6 +101,13 @@ def _analyst(settings: Settings, session: aiohttp.ClientSession, store: Store, q
         prometheus=PrometheusSource(session, address) if address else None,
         asks_pods=settings.analysis_source == "Pods",
     )
+
+
+def _collector(settings: Settings, session: aiohttp.ClientSession, cluster: Cluster, store: Store, leader: Leader) -> Collector:
+    host = settings.registry.partition("/")[0]
+    credentials = Path(settings.registry_credentials) if settings.registry_credentials else None
+    registry = Registry(session, host, is_plain=host in settings.config().plain_http, credentials=credentials)
+    return Collector(cluster, store, registry, Terms.of(settings), leader)
 
 
 async def _watch(settings: Settings, store: Store, queue: KeyQueue, identity: str, ready: asyncio.Event) -> None:

@@ -17,6 +17,10 @@ WATCH_AGE = Gauge("slipway_watch_age_seconds", "Time since the watch of this res
 LEADER = Gauge("slipway_leader", "1 while this replica holds the lease.")
 CONDITION = Gauge("slipway_condition", "1 for the status that a condition has.", ["namespace", "name", "type", "status"])
 TRAFFIC = Gauge("slipway_traffic_weight", "Share of the traffic in percent.", ["namespace", "name", "revision"])
+REGISTRY_PASSES = Counter("slipway_registry_collections", "Looks for unreferenced artifacts in the registry, by result.", ["result"])
+REGISTRY_UNREFERENCED = Gauge("slipway_registry_unreferenced_artifacts", "Artifacts that nothing referenced at the last look.")
+REGISTRY_DELETED = Counter("slipway_registry_artifacts_deleted", "Artifacts deleted from the registry.")
+REGISTRY_DELETED_BYTES = Counter("slipway_registry_deleted_bytes", "Their size; blobs that others share stay.")
 BUILD = Gauge("slipway_build_info", "Always 1.", ["version"])
 BUILD.labels(version("slipway")).set(1)
 

@@ -37,6 +37,8 @@ EXPOSED = f"{GROUP}/exposed"  # annotation of the stable Service: the other revi
 COMPARES = f"{GROUP}/compares"  # label of a comparator's pods: its name
 PROMOTE = f"{GROUP}/promote"  # annotation: a revision, all the way; or <revision>/<n>, past its step n, counted from 1
 ABORT = f"{GROUP}/abort"  # annotation: a revision to give up
+GARBAGE = f"{GROUP}/garbage-since"  # annotation of the embedded registry: when blobs were left behind that a restart frees
+FREED = f"{GROUP}/freed-at"  # annotation of its pod template: when the operator last restarted it for that
 
 SELECTOR = f"{MANAGED_BY}={FIELD_MANAGER}"
 MAX_LABEL = 63  # of a label's value and of a Service's name (RFC 1123)

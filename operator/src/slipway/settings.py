@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, Self
 
-from pydantic import SecretStr, model_validator
+from pydantic import NonNegativeInt, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from slipway.snapshot import Config
@@ -26,6 +26,9 @@ class Settings(BaseSettings):
     registry: str = "slipway-registry.slipway-system:5000/artifacts"
     plain_http: str = "slipway-registry.slipway-system:5000"
     registry_secret: str = ""
+    registry_grace_seconds: NonNegativeInt = 0  # artifacts without a reference are deleted after it; 0: never
+    registry_credentials: str = ""  # a folder with the operator's own .dockerconfigjson
+    registry_deployment: str = ""  # of the embedded registry, which frees what was deleted when it starts
     image_pull_secrets: str = ""
     max_source_bytes: int = 16 * 1024**3
     log_format: Literal["json", "text"] = "text"
