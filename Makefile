@@ -38,7 +38,7 @@ unit: setup ## No cluster, no network
 	$(V)/python -m pytest tests/unit -m 'not nightly' -n 2 $(PYTEST_ARGS)
 
 integration: setup ## Against a real API server (hack/apiserver.sh)
-	@hack/tools.sh kubernetes registry helm versitygw fake-gcs-server gateway-api
+	@hack/tools.sh kubernetes registry registry-gc helm versitygw fake-gcs-server gateway-api
 	$(V)/python -m pytest tests/integration -m 'not nightly' -n 4 --dist loadfile $(PYTEST_ARGS)
 
 e2e: setup cluster images ## On the kind cluster
@@ -46,7 +46,7 @@ e2e: setup cluster images ## On the kind cluster
 	$(V)/python -m pytest tests/e2e -m 'not nightly and last' $(PYTEST_ARGS)
 
 nightly: setup libtorch cluster images ## What takes too long for every change: the LibTorch server and its sanitizers, other systems' clients, bad canaries, every precision
-	@hack/tools.sh kubernetes registry helm versitygw fake-gcs-server gateway-api
+	@hack/tools.sh kubernetes registry registry-gc helm versitygw fake-gcs-server gateway-api
 	$(V)/python -m pytest tests/unit tests/integration -m nightly --timeout=1800 $(PYTEST_ARGS)
 	$(V)/python -m pytest tests/e2e -m nightly $(PYTEST_ARGS)
 

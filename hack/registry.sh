@@ -2,14 +2,14 @@
 # shellcheck shell=bash disable=SC2034
 CLUSTER=slipway NETWORK=slipway REGISTRY_NAME=slipway-local-registry REGISTRY_PORT=5001
 
-# Builds the image from the Go-built binary; prints its name.
+# Builds the image from the Go-built binaries; prints its name.
 registry_image() {
   local tag dir=$BUILD/registry-context
-  "$HACK/tools.sh" registry
-  tag=slipway-registry:$( (hash_of hack/registry/Dockerfile hack/registry/config.yml; readlink "$BUILD/bin/registry") | sha256sum | cut -c1-12)
+  "$HACK/tools.sh" registry registry-gc
+  tag=slipway-registry:$( (hash_of hack/registry/Dockerfile hack/registry/config.yml; readlink "$BUILD/bin"/registry{,-gc}) | sha256sum | cut -c1-12)
   if ! docker image inspect "$tag" >/dev/null 2>&1; then
     rm -rf "$dir"; mkdir -p "$dir/data"
-    cp -L "$BUILD/bin/registry" "$HACK/registry"/{config.yml,Dockerfile} "$dir/"
+    cp -L "$BUILD/bin"/registry{,-gc} "$HACK/registry"/{config.yml,Dockerfile} "$dir/"
     DOCKER_BUILDKIT=0 docker build -q -t "$tag" "$dir" >/dev/null 2>&1 || die "docker build of slipway-registry failed"
     rm -rf "$dir"
   fi

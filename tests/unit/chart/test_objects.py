@@ -206,6 +206,31 @@ def test_an_external_registry() -> None:
     assert found["SLIPWAY_REGISTRY_SECRET"] == "push"
 
 
+def test_what_leaves_a_registry_and_who_may(default: list[Manifest]) -> None:
+    found = environment(default)
+    assert (found["SLIPWAY_REGISTRY_GRACE_SECONDS"], found["SLIPWAY_REGISTRY_DEPLOYMENT"]) == ("86400", "slipway-registry")
+    assert environment(render({"artifactRegistry": {"graceSeconds": 10**7}}))["SLIPWAY_REGISTRY_GRACE_SECONDS"] == "10000000"
+    external = {"embedded": {"enabled": False}, "url": "registry.example/x", "operatorCredentialsSecret": "delete"}
+    left_alone = environment(render({"artifactRegistry": external}))
+    assert not {"SLIPWAY_REGISTRY_GRACE_SECONDS", "SLIPWAY_REGISTRY_DEPLOYMENT"} & left_alone.keys(), "other clusters may use it too"
+    objects = render({"artifactRegistry": external | {"collectExternal": True}})
+    assert environment(objects)["SLIPWAY_REGISTRY_GRACE_SECONDS"] == "86400"
+    pod = pod_specs(objects)["slipway-operator"]
+    secret = next(volume["secret"] for volume in pod["volumes"] if volume["name"] == "registry-credentials")
+    mount = next(mount for mount in pod["containers"][0]["volumeMounts"] if mount["name"] == "registry-credentials")
+    assert (secret["secretName"], mount["mountPath"]) == ("delete", environment(objects)["SLIPWAY_REGISTRY_CREDENTIALS"])
+
+
+def test_the_embedded_registry_frees_blobs_before_it_starts(default: list[Manifest]) -> None:
+    pod = pod_specs(default)["slipway-registry"]
+    collect, serve = pod["initContainers"][0], pod["containers"][0]
+    assert collect["command"] == ["/usr/bin/registry-gc", "/usr/bin/registry", "garbage-collect", "/etc/distribution/config.yml"]
+    assert (collect["image"], collect["volumeMounts"]) == (serve["image"], serve["volumeMounts"])
+    assert {entry["name"]: entry["value"] for entry in collect["env"]}.items() <= {e["name"]: e["value"] for e in serve["env"]}.items()
+    dockerfile = (ROOT / "hack/registry/Dockerfile").read_text()
+    assert "COPY registry registry-gc /usr/bin/\nCOPY config.yml /etc/distribution/config.yml" in dockerfile
+
+
 def test_the_embedded_registry_keeps_its_data_apart(default: list[Manifest]) -> None:
     deployment = of_kind(default, "Deployment")["slipway-registry"]
     assert deployment["spec"]["strategy"] == {"type": "Recreate"}

@@ -33,6 +33,7 @@ SHIPPED = {
 }
 NOT_SHIPPED = {"servingruntimes.slipway.dev": READ}
 LEASE = {"leases.coordination.k8s.io": {"create"}, "leases.coordination.k8s.io:slipway-operator": {"get", "update"}}
+REGISTRY = {"deployments.apps:slipway-registry": {"get", "patch"}}  # where the operator has no right to all of them
 SPACES = ["team-a", "team-b"]
 
 
@@ -62,12 +63,21 @@ def test_cluster_wide() -> None:
 
 def test_in_named_namespaces_only() -> None:
     found = roles_of_the_operator(render({"operator": {"watchNamespaces": SPACES}}))
-    assert found == {"": DISCOVERY | NAMESPACES | SHIPPED | NODES | NEIGHBOURS, NAMESPACE: LEASE} | dict.fromkeys(SPACES, MANAGED)
+    system = {"": DISCOVERY | NAMESPACES | SHIPPED | NODES | NEIGHBOURS, NAMESPACE: LEASE | REGISTRY}
+    assert found == system | dict.fromkeys(SPACES, MANAGED)
+
+
+@pytest.mark.parametrize(
+    "registry", [{"graceSeconds": 0}, {"embedded": {"enabled": False}, "url": "registry.example/x", "collectExternal": True}]
+)
+def test_a_registry_that_is_not_restarted_takes_no_right(registry: Manifest) -> None:
+    found = roles_of_the_operator(render({"operator": {"watchNamespaces": SPACES}, "artifactRegistry": registry}))
+    assert found[NAMESPACE] == LEASE
 
 
 def test_the_release_s_own_namespace_may_be_watched() -> None:
     found = roles_of_the_operator(render({"operator": {"watchNamespaces": [NAMESPACE]}}))
-    assert found == {"": DISCOVERY | NAMESPACES | SHIPPED | NODES | NEIGHBOURS, NAMESPACE: LEASE | MANAGED}
+    assert found == {"": DISCOVERY | NAMESPACES | SHIPPED | NODES | NEIGHBOURS, NAMESPACE: LEASE | REGISTRY | MANAGED}
 
 
 def test_without_shipped_runtimes_the_operator_only_reads_them() -> None:

@@ -30,6 +30,8 @@ REFUSED: dict[str, tuple[Manifest, str]] = {
     "negative drain": ({"operator": {"drainSeconds": -1}}, "drainSeconds"),
     "size in words": ({"registry": {"storage": {"size": "big"}}}, "size"),
     "url with a scheme": ({"artifactRegistry": {"url": "https://registry.example/x"}}, "url"),
+    "a grace period as a duration": ({"artifactRegistry": {"graceSeconds": "24h"}}, "graceSeconds"),
+    "a grace period below nothing": ({"artifactRegistry": {"graceSeconds": -1}}, "graceSeconds"),
     "pull secrets as objects": ({"imagePullSecrets": [{"name": "x"}]}, "imagePullSecrets"),
     "string for a switch": ({"crds": {"keep": "false"}}, "keep"),
     "string for networkPolicy": ({"networkPolicy": {"enabled": "yes"}}, "enabled"),
