@@ -76,14 +76,15 @@ class RegistryProcess:
     process: subprocess.Popen
 
 
-def start_registry(folder: Path, htpasswd: str = "") -> RegistryProcess:
+def start_registry(folder: Path, htpasswd: str = "", *, deletes: bool = False) -> RegistryProcess:
     port = free_port()
     auth = ""
     if htpasswd:
         (folder / "htpasswd").write_text(htpasswd)
         auth = f"auth: {{htpasswd: {{realm: test, path: {folder / 'htpasswd'}}}}}\n"
     (folder / "config.yml").write_text(
-        f"version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {folder / 'data'}}}}}\n"
+        f"version: 0.1\nlog: {{level: error}}\n"
+        f"storage: {{filesystem: {{rootdirectory: {folder / 'data'}}}, delete: {{enabled: {json.dumps(deletes)}}}}}\n"
         f"http: {{addr: '127.0.0.1:{port}'}}\n{auth}"
     )
     log = (folder / "log").open("wb")
@@ -269,7 +270,15 @@ def web(tmp_path: Path) -> Iterator[tuple[str, Path]]:
     server.server_close()
 
 
-def push_model(host: str, repository: str, tag: str, folder: Path, credentials: tuple[str, str] | None = None) -> str:
+def push_model(
+    host: str,
+    repository: str,
+    tag: str,
+    folder: Path,
+    credentials: tuple[str, str] | None = None,
+    *,
+    kind: str = "application/vnd.slipway.model.v1+json",
+) -> str:
     """Push a folder as a model artifact with plain urllib, apart from the code under test; returns the manifest's digest."""
     base = f"http://{host}/v2/{repository}"
     headers = {}
@@ -278,8 +287,8 @@ def push_model(host: str, repository: str, tag: str, folder: Path, credentials: 
 
         headers["Authorization"] = "Basic " + base64.b64encode(":".join(credentials).encode()).decode()
 
-    def send(method: str, url: str, data: bytes, kind: str) -> urllib.request.addinfourl:
-        request = urllib.request.Request(url, data=data, method=method, headers=headers | {"Content-Type": kind})
+    def send(method: str, url: str, data: bytes, media: str) -> urllib.request.addinfourl:
+        request = urllib.request.Request(url, data=data, method=method, headers=headers | {"Content-Type": media})
         return urllib.request.urlopen(request)
 
     def blob(data: bytes) -> dict:
@@ -297,7 +306,7 @@ def push_model(host: str, repository: str, tag: str, folder: Path, credentials: 
     manifest = {
         "schemaVersion": 2,
         "mediaType": "application/vnd.oci.image.manifest.v1+json",
-        "artifactType": "application/vnd.slipway.model.v1+json",
+        "artifactType": kind,
         "config": blob(b"{}") | {"mediaType": "application/vnd.oci.empty.v1+json"},
         "layers": layers,
     }
