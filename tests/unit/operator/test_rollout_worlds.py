@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from itertools import combinations
+from typing import Any, TypeVar
 
 import pytest
 
@@ -24,6 +26,17 @@ YOUNG, OLD = NOW - timedelta(seconds=1), NOW - timedelta(hours=1)  # an hour: th
 DRAIN, HOLD = 10, 60
 A, B, C = "a", "b", "c"
 SHARED = "*"
+T = TypeVar("T")
+
+
+def replace(item: T, **changes: Any) -> T:
+    """`dataclasses.replace` for these frozen classes, three times as fast: it is called millions of times."""
+    return type(item)(*[changes[name] if name in changes else getattr(item, name) for name in _field_names(type(item))])
+
+
+@cache
+def _field_names(kind: type[Any]) -> tuple[str, ...]:
+    return tuple(field.name for field in fields(kind))
 
 
 @dataclass(frozen=True)
@@ -220,7 +233,7 @@ def canonical(world: World) -> World:
     if rollout is not None and rollout.since is not None and rollout.since != OLD:
         rollout = replace(rollout, since=YOUNG)
     left = tuple((name, is_old) for name, is_old in world.left if world.of(name).size > 0)
-    return replace(world, rollout=rollout, left=left)
+    return world if rollout is world.rollout and left == world.left else replace(world, rollout=rollout, left=left)
 
 
 def answering(world: World, game: Game) -> dict[str, int]:
@@ -260,15 +273,15 @@ def check_traffic(after: World, game: Game) -> None:
         assert sum(dict(after.route).values()) == 100
 
 
-def check_rest(world: World, game: Game) -> None:
+def check_rest(world: World, plan: Plan, game: Game) -> None:
     """A pass as the worker makes it: objects until they are at rest, then the status. After it there is nothing more to do at once."""
     for _ in range(4):
-        plan = decide(world, game)
         changes = writes(world, plan, game)
         if not changes:
             break
         for change in changes:
             world = write(world, change)
+        plan = decide(world, game)
     after = write_status(world, plan, game)
     assert not changes, "the objects do not come to rest"
     if plan.again is not None and plan.again <= SOON:
@@ -287,7 +300,7 @@ def explore(game: Game) -> set[World]:
         plan = decide(world, game)
         check(world, plan, game)
         worlds = list(passes(world, plan, game))
-        check_rest(world, game)
+        check_rest(world, plan, game)
         for after in worlds:
             check_traffic(after, game)
         for after in (*worlds, *happens(world, game)):
