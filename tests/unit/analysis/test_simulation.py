@@ -80,7 +80,7 @@ def failed(runs: int, canary: Revision, stable: Revision, specs: tuple[MetricSpe
     return [len(verdicts) for verdicts in results if verdicts[-1] == "Fail"]
 
 
-@pytest.mark.parametrize("errors", [0.0, 0.002, 0.01])
+@pytest.mark.parametrize("errors", [*(pytest.param(errors, marks=pytest.mark.nightly) for errors in (0.0, 0.002)), 0.01])
 def test_identical_revisions_are_rarely_rolled_back(errors: float) -> None:
     """1 % errors are exactly the limit: the worst case that must not fail."""
     runs = 80
