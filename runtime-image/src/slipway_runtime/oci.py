@@ -24,10 +24,13 @@ import requests
 from oras.provider import Registry
 
 from slipway_runtime.artifact import MANIFEST_TYPE, file_sha256
+from slipway_runtime.content_key import canonical_json
 from slipway_runtime.reasons import Failure
+from slipway_runtime.settings import Signing, signing_from_environment
 
 log = logging.getLogger("slipway")
 
+INDEX_TYPE = "application/vnd.oci.image.index.v1+json"
 RETRY_DELAYS = [0.5, 1.0, 2.0]  # seconds; a longer outage is the operator's to wait for
 _TIMEOUT = (10, 60)  # seconds to connect, and between two bytes
 _CHUNK = 1 << 20
@@ -168,7 +171,7 @@ class Client:
         Raises:
             Failure: missing, unreachable, rejected or corrupt, under this client's names.
         """
-        accept = f"{MANIFEST_TYPE}, application/vnd.oci.image.index.v1+json"
+        accept = f"{MANIFEST_TYPE}, {INDEX_TYPE}"
         url = f"{self._root}/manifests/{reference}"
         data = self._bounded("GET", url, f"{self._name} {reference}", _MAX_MANIFEST, {"Accept": accept})
         digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
@@ -240,9 +243,32 @@ class Client:
 
     def put_manifest(self, data: bytes, reference: str) -> str:
         """Upload a manifest under a tag; returns its digest. Its blobs must be there already."""
-        headers = {"Content-Type": MANIFEST_TYPE}
-        with self._answer("PUT", f"{self._root}/manifests/{reference}", reference, ok=(201,), data=data, headers=headers):
-            return f"sha256:{hashlib.sha256(data).hexdigest()}"
+        return self.put_referrer(data, reference)[0]
+
+    def put_referrer(self, data: bytes, tag: str, kind: str = MANIFEST_TYPE) -> tuple[str, bool]:
+        """Upload a manifest that has a subject; returns its digest, and whether the registry lists it with its subject."""
+        headers = {"Content-Type": kind}
+        with self._answer("PUT", f"{self._root}/manifests/{tag}", tag, ok=(201,), data=data, headers=headers) as response:
+            return f"sha256:{hashlib.sha256(data).hexdigest()}", "OCI-Subject" in response.headers
+
+    def find_index(self, tag: str) -> list[dict[str, Any]]:
+        """Get the descriptors of an image index; none when there is no index of that name."""
+        url = f"{self._root}/manifests/{tag}"
+        try:
+            value = json.loads(self._bounded("GET", url, f"{self._name} {tag}", _MAX_MANIFEST, {"Accept": INDEX_TYPE}))
+        except Failure as failure:
+            if failure.reason != self._reasons.missing:
+                raise
+            return []
+        except ValueError:
+            return []
+        rows = value.get("manifests") if isinstance(value, dict) else None
+        return [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+
+    def put_index(self, descriptors: list[dict[str, Any]], tag: str) -> None:
+        """Upload an image index under a tag."""
+        index = {"schemaVersion": 2, "mediaType": INDEX_TYPE, "manifests": descriptors}
+        self.put_referrer(canonical_json(index), tag, INDEX_TYPE)
 
     def _download_once(self, digest: str, size: int, partial: Path) -> None:
         written = 0
@@ -322,6 +348,33 @@ class Client:
         if code == requests.codes.not_found:
             raise Failure(self._reasons.missing, f"{what} is not in {self._name}")
         raise Failure(self._reasons.unreachable, f"{self._name} answers HTTP {code} for {what}: {response.text[:200]}")
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """How a pod that serves reaches the registry of the artifacts.
+
+    Attributes:
+        plain_http: hosts spoken to without TLS.
+        credentials: folder of the registry's Secret.
+        signing: None when artifacts are not signed.
+    """
+
+    plain_http: tuple[str, ...]
+    credentials: Path
+    signing: Signing | None = None
+
+    def client(self, text: str) -> Client:
+        """Return the client of a repository; raises Failure InvalidArguments or CredentialsRejected."""
+        reference = parse_reference(text)
+        return Client(reference, self.plain_http, read_docker_config(self.credentials, reference.host))
+
+
+def access_from_environment() -> Access:
+    """Return what the environment of a serving pod says."""
+    plain = tuple(filter(None, os.environ.get("SLIPWAY_PLAIN_HTTP", "").split(",")))
+    credentials = Path(os.environ.get("SLIPWAY_REGISTRY_CREDENTIALS_DIR", "/var/run/slipway/registry-credentials"))
+    return Access(plain, credentials, signing_from_environment())
 
 
 @contextmanager

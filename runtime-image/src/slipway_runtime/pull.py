@@ -1,17 +1,25 @@
-"""The init container of a serving pod: brings an artifact here by digest and checks every byte. Imports no torch, runs no model code."""
+"""The init container of a serving pod: brings an artifact here by digest and checks every byte, and who signed it if they are signed.
+
+Imports no torch, runs no model code.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
+import logging
 import shutil
 from pathlib import Path
 
 from slipway_runtime.artifact import CONFIG_NAME, MANIFEST_NAME, FileEntry, manifest_files, open_artifact
-from slipway_runtime.oci import Client, Manifest, parse_reference, read_docker_config
+from slipway_runtime.attestation import checked, verified
+from slipway_runtime.oci import Access, Client, Manifest, access_from_environment
 from slipway_runtime.reasons import Failure
-from slipway_runtime.settings import step
+from slipway_runtime.settings import Signing, step
+
+log = logging.getLogger("slipway")
+
+PROOF_NAME = "slipway.dsse.json"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,32 +33,36 @@ def run(arguments: argparse.Namespace) -> None:
     """Pull an artifact; does nothing when it lies there whole.
 
     Raises:
-        Failure: ArtifactNotFound, ArtifactCorrupt, RegistryUnavailable, RegistryRejected, InvalidArguments.
+        Failure: ArtifactNotFound, ArtifactCorrupt, RegistryUnavailable, RegistryRejected, ProvenanceUnverified, SigningKeyUnusable,
+            InvalidArguments.
     """
-    plain = tuple(filter(None, os.environ.get("SLIPWAY_PLAIN_HTTP", "").split(",")))
-    credentials = Path(os.environ.get("SLIPWAY_REGISTRY_CREDENTIALS_DIR", "/var/run/slipway/registry-credentials"))
-    pull(arguments.repository, arguments.digest, arguments.output, plain, credentials)
+    pull(arguments.repository, arguments.digest, arguments.output, access_from_environment())
 
 
-def pull(repository: str, digest: str, output: Path, plain_http: tuple[str, ...], credentials: Path) -> None:
+def pull(repository: str, digest: str, output: Path, access: Access) -> None:
     """Store manifest.json, slipway.json and the files of an artifact in `output`; there is never half of it under that name.
+
+    Where artifacts are signed its proof is stored beside, so that a pod that starts again needs no registry for it.
 
     Raises:
         Failure: as `run`.
     """
-    if _is_whole(output, digest):
+    if _is_whole(output, digest) and _is_proven(output, digest, access.signing):
         return
-    reference = parse_reference(f"{repository}@{digest}")
-    client = Client(reference, plain_http, read_docker_config(credentials, reference.host))
+    client = access.client(f"{repository}@{digest}")
     partial = output.with_name(output.name + ".partial")
     with step(f"pulled {digest} from {repository}"):
         manifest = client.manifest(digest)
+        proof = verified(client, digest, access.signing) if access.signing is not None else None
         _store(client, manifest, partial)
         try:
             open_artifact(partial, digest)
         except Failure:
             shutil.rmtree(partial)  # or the next attempt would find the same bytes
             raise
+        if proof is not None:
+            (partial / PROOF_NAME).write_bytes(proof.envelope)
+            log.info("the artifact is signed by the key %s", proof.signed_by)
         shutil.rmtree(output, ignore_errors=True)
         partial.rename(output)
 
@@ -59,6 +71,18 @@ def _is_whole(output: Path, digest: str) -> bool:
     try:
         open_artifact(output, digest)
     except Failure:
+        return False
+    return True
+
+
+def _is_proven(output: Path, digest: str, signing: Signing | None) -> bool:
+    if signing is None:
+        return True
+    from slipway_runtime.signing import public_keys  # noqa: PLC0415 - see there
+
+    try:
+        checked((output / PROOF_NAME).read_bytes(), digest, public_keys(signing))
+    except (OSError, ValueError):
         return False
     return True
 
@@ -77,7 +101,7 @@ def _store(client: Client, manifest: Manifest, partial: Path) -> None:
     _check_is_ours(data, manifest.digest)
     (partial / CONFIG_NAME).write_bytes(data)
     for file in files:
-        if file.path in (MANIFEST_NAME, CONFIG_NAME):
+        if file.path in (MANIFEST_NAME, CONFIG_NAME, PROOF_NAME):
             raise Failure("ArtifactCorrupt", f"the manifest {manifest.digest} has a layer called {file.path}")
         if not _has(partial, file):  # an earlier attempt got this far
             client.download(f"sha256:{file.sha256}", file.size, partial / file.path)

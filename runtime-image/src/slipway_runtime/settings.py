@@ -18,6 +18,19 @@ log = logging.getLogger("slipway")
 
 
 @dataclass(frozen=True, slots=True)
+class Signing:
+    """That artifacts are signed.
+
+    Attributes:
+        secret: name of the Secret with the keys, for messages.
+        folder: where this container has it, or the part of it that it may see; the files need not be there.
+    """
+
+    secret: str
+    folder: Path
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """The environment of the pipeline's containers, as docs/design/0001-interfaces.md lists it.
 
@@ -31,6 +44,7 @@ class Settings:
         origin: where the ConfigMap or the claim is mounted.
         source_credentials: folder of the user's Secret.
         registry_credentials: folder of the registry's Secret.
+        signing: None when artifacts are not signed.
     """
 
     spec: Mapping[str, Any]
@@ -42,6 +56,7 @@ class Settings:
     origin: Path
     source_credentials: Path
     registry_credentials: Path
+    signing: Signing | None = None
 
     @property
     def model(self) -> dict[str, Any]:
@@ -111,7 +126,14 @@ def settings_from_environment(environment: Mapping[str, str] = os.environ) -> Se
         origin=Path(environment.get("SLIPWAY_SOURCE_DIR", "/source")),
         source_credentials=Path(environment.get("SLIPWAY_SOURCE_CREDENTIALS_DIR", "/var/run/slipway/source-credentials")),
         registry_credentials=Path(environment.get("SLIPWAY_REGISTRY_CREDENTIALS_DIR", "/var/run/slipway/registry-credentials")),
+        signing=signing_from_environment(environment),
     )
+
+
+def signing_from_environment(environment: Mapping[str, str] = os.environ) -> Signing | None:
+    """Return what the environment says about signing; None when it is off."""
+    secret = environment.get("SLIPWAY_SIGNING_SECRET")
+    return Signing(secret, Path(environment.get("SLIPWAY_SIGNING_DIR", "/var/run/slipway/signing"))) if secret else None
 
 
 def _spec(text: str) -> Mapping[str, Any]:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from slipway_runtime.attestation import Proof, verified
 from slipway_runtime.content_key import content_key, tool_versions
 from slipway_runtime.fetch.archive import unpack
 from slipway_runtime.fetch.base import Budget, Source
@@ -20,6 +23,8 @@ from slipway_runtime.oci import Client, parse_reference, read_docker_config
 from slipway_runtime.reasons import Failure, write_termination
 from slipway_runtime.settings import Settings, step, write_json
 from slipway_runtime.torchserve import packed_archive
+
+log = logging.getLogger("slipway")
 
 REPORT = "fetch.json"
 _SCHEMES: dict[str, type[Source]] = {
@@ -39,9 +44,12 @@ def run(settings: Settings) -> None:
     """Fetch the source, or write the marker that its artifact exists; then the report and the termination message.
 
     Raises:
-        Failure: any reason from SourceNotFound to CredentialsMissing, RegistryUnavailable, RegistryRejected, InvalidArguments.
+        Failure: any reason from SourceNotFound to CredentialsMissing, RegistryUnavailable, RegistryRejected, SigningKeyUnusable,
+            InvalidArguments.
     """
+    started = timestamp()
     _check_credentials(settings)
+    _check_keys(settings)
     pinned = settings.model.get("digest")
     source = open_source(settings.model["uri"], settings)
     known = source.resolve() or pinned
@@ -58,7 +66,13 @@ def run(settings: Settings) -> None:
     data = _fetch_data(settings)
     key = content_key(fetched.digest, settings.spec, tool_versions())
     revision = {"sourceRevision": fetched.revision} if fetched.revision else {}
-    _finish(settings, {"sourceDigest": fetched.digest, "contentKey": key, "bytes": fetched.size, "cached": False, "data": data} | revision)
+    found = {"sourceDigest": fetched.digest, "contentKey": key, "bytes": fetched.size, "cached": False, "data": data, "started": started}
+    _finish(settings, found | revision)
+
+
+def timestamp() -> str:
+    """Return the present moment as RFC 3339 in UTC, to the second."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def open_source(uri: str, settings: Settings) -> Source:
@@ -91,6 +105,14 @@ def _check_credentials(settings: Settings) -> None:
         raise Failure("CredentialsMissing", f"the Secret {secret} that spec.model.credentialsSecretRef names does not exist or is empty")
 
 
+def _check_keys(settings: Settings) -> None:
+    """Find out before the conversion, not at its end, that nothing signed could be verified."""
+    if settings.signing is not None:
+        from slipway_runtime.signing import public_keys  # noqa: PLC0415 - see there
+
+        public_keys(settings.signing)
+
+
 def _empty(folder: Path) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -115,15 +137,32 @@ def _unpack_archive(settings: Settings) -> None:
 
 
 def _is_cached(source_digest: str, settings: Settings) -> bool:
-    key = content_key(source_digest, settings.spec, tool_versions())
+    key, client = content_key(source_digest, settings.spec, tool_versions()), artifact_client(settings)
     with step(f"looked for content key {key[:12]} in {settings.repository}"):
-        digest = _whole_artifact(artifact_client(settings), key)
-    if digest is None:
+        digest = _whole_artifact(client, key)
+        proof = proof_of(client, digest, settings) if digest is not None else None
+    if digest is None or (settings.signing is not None and proof is None):
         return False
     data = {"sourceDigest": source_digest, "contentKey": key, "bytes": 0, "cached": True, "artifactDigest": digest}
     write_json(settings.cached, data)
-    _finish(settings, data)
+    _finish(settings, data | ({"signedBy": proof.signed_by} if proof is not None else {}))
     return True
+
+
+def proof_of(client: Client, digest: str, settings: Settings) -> Proof | None:
+    """Return the proof of an artifact that is in the registry; None when it has none or signing is off.
+
+    Without one it does not count as converted: who may write to the registry could have put it there.
+    """
+    if settings.signing is None:
+        return None
+    try:
+        return verified(client, digest, settings.signing)
+    except Failure as failure:
+        if failure.reason != "ProvenanceUnverified":
+            raise
+        log.warning("converting again: %s", failure.message)
+        return None
 
 
 def _whole_artifact(client: Client, key: str) -> str | None:

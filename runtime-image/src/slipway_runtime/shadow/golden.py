@@ -9,7 +9,8 @@ from pathlib import Path
 import orjson
 
 from slipway_runtime.artifact import Signature, TensorSpec, manifest_files
-from slipway_runtime.oci import Client, parse_reference, read_docker_config
+from slipway_runtime.attestation import verified
+from slipway_runtime.oci import Access
 from slipway_runtime.reasons import Failure
 from slipway_runtime.samples import Batch, read_npz
 from slipway_runtime.serve.tensors import DATATYPES, to_json
@@ -19,15 +20,17 @@ MAX_FILE = 64 << 20
 MAX_ROWS = 64
 
 
-def fetch(repository: str, digest: str, plain_http: tuple[str, ...], credentials: Path, path: str) -> tuple[Copied, ...]:
+def fetch(repository: str, digest: str, access: Access, path: str) -> tuple[Copied, ...]:
     """Return the golden inputs of an artifact as requests to `path`; none when it has no golden data.
 
     Raises:
-        Failure: ArtifactNotFound, ArtifactCorrupt, RegistryUnavailable, RegistryRejected, ValidationFailed.
+        Failure: ArtifactNotFound, ArtifactCorrupt, RegistryUnavailable, RegistryRejected, ProvenanceUnverified, SigningKeyUnusable,
+            ValidationFailed.
     """
-    reference = parse_reference(f"{repository}@{digest}")
-    client = Client(reference, plain_http, read_docker_config(credentials, reference.host))
+    client = access.client(f"{repository}@{digest}")
     manifest = client.manifest(digest)
+    if access.signing is not None:
+        verified(client, digest, access.signing)
     try:
         config = orjson.loads(client.blob(str(manifest.value["config"]["digest"])))
         golden, signature = config.get("golden"), Signature.from_json(config["signature"])

@@ -5,17 +5,16 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
-import os
 import signal
 import sys
 import threading
 import time
 from dataclasses import dataclass, field
 from itertools import cycle
-from pathlib import Path
 
 import uvloop
 
+from slipway_runtime.oci import access_from_environment
 from slipway_runtime.reasons import EXIT_CODES, Failure, write_termination
 from slipway_runtime.serve.connection import Connection, Hub, Limits
 from slipway_runtime.serve.messages import GOLDEN, HttpError, Request, Response, json_response
@@ -134,11 +133,10 @@ async def _tick(hub: Hub, loop: asyncio.AbstractEventLoop) -> None:
 
 def _fetch_golden(args: argparse.Namespace, front: Front) -> None:
     """Fetch the golden inputs, again and again while the registry does not answer; copies are compared meanwhile."""
-    plain = tuple(filter(None, os.environ.get("SLIPWAY_PLAIN_HTTP", "").split(",")))
-    credentials = Path(os.environ.get("SLIPWAY_REGISTRY_CREDENTIALS_DIR", "/var/run/slipway/registry-credentials"))
+    access = access_from_environment()
     while front.golden is None:
         try:
-            front.golden = fetch(args.repository, args.digest, plain, credentials, f"/v2/models/{args.model_name}/infer")
+            front.golden = fetch(args.repository, args.digest, access, f"/v2/models/{args.model_name}/infer")
         except Failure as failure:
             log.warning("no golden inputs yet: %s", failure)
             time.sleep(RETRY_SECONDS)
