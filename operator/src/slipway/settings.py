@@ -29,6 +29,7 @@ class Settings(BaseSettings):
     registry_grace_seconds: NonNegativeInt = 0  # artifacts without a reference are deleted after it; 0: never
     registry_credentials: str = ""  # a folder with the operator's own .dockerconfigjson
     registry_deployment: str = ""  # of the embedded registry, which frees what was deleted when it starts
+    signing_secret: str = ""  # keys private.pem and public.pem, in the model's namespace; empty: nothing is signed or verified
     image_pull_secrets: str = ""
     max_source_bytes: int = 16 * 1024**3
     log_format: Literal["json", "text"] = "text"
@@ -66,6 +67,7 @@ class Settings(BaseSettings):
             registry=self.registry,
             plain_http=_split(self.plain_http),
             registry_secret=self.registry_secret or None,
+            signing_secret=self.signing_secret or None,
             image_pull_secrets=_split(self.image_pull_secrets),
             max_source_bytes=self.max_source_bytes,
             drain_seconds=self.drain_seconds,

@@ -39,6 +39,7 @@ class Config:
     registry: str = "slipway-registry.slipway-system:5000/artifacts"
     plain_http: tuple[str, ...] = ("slipway-registry.slipway-system:5000",)
     registry_secret: str | None = None
+    signing_secret: str | None = None
     image_pull_secrets: tuple[str, ...] = ()
     max_source_bytes: int = 16 * 1024**3
     drain_seconds: int = 10

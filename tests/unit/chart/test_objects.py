@@ -231,6 +231,15 @@ def test_the_embedded_registry_frees_blobs_before_it_starts(default: list[Manife
     assert "COPY registry registry-gc /usr/bin/\nCOPY config.yml /etc/distribution/config.yml" in dockerfile
 
 
+@pytest.mark.parametrize(("values", "secret"), [({}, ""), ({"signing": {"keySecret": "slipway-signing"}}, "slipway-signing")])
+def test_what_signs_reaches_the_operator_by_name_alone(values: Manifest, secret: str) -> None:
+    objects = render(values)
+    found = environment(objects)
+    assert found["SLIPWAY_SIGNING_SECRET"] == secret
+    assert Settings.model_validate({"signing_secret": secret}).config().signing_secret == (secret or None)
+    assert not [volume for pod in pod_specs(objects).values() for volume in pod["volumes"] if "secret" in volume]
+
+
 def test_the_embedded_registry_keeps_its_data_apart(default: list[Manifest]) -> None:
     deployment = of_kind(default, "Deployment")["slipway-registry"]
     assert deployment["spec"]["strategy"] == {"type": "Recreate"}

@@ -51,6 +51,8 @@ ROWS = [
     ("crash", pod("server", container("server", exit_code=1)), "PodsCrashing"),
     ("stuck", pod("server", container("server", exit_code=65, message=said("ModelStuck"))), "ModelStuck"),
     ("corrupt artifact", pod("server", container("pull", exit_code=60, message=said("ArtifactCorrupt"))), "ArtifactCorrupt"),
+    ("not signed", pod("server", container("pull", exit_code=66, message=said("ProvenanceUnverified"))), "ProvenanceUnverified"),
+    ("no key", pod("converter", container("publish", exit_code=52)), "SigningKeyUnusable"),
     ("golden outputs differ", pod("server", container("server", exit_code=63, message=said("GoldenMismatch"))), "GoldenMismatch"),
 ]
 

@@ -132,8 +132,8 @@ class World:
 
     # -- the other controllers --
 
-    def finish_jobs(self, *, digest: str = DIGEST, reason: str = "Published") -> None:
-        said = {"reason": reason, "artifactDigest": digest, "format": "ONNX", "precision": "Float32", "sourceDigest": DIGEST}
+    def finish_jobs(self, *, digest: str = DIGEST, reason: str = "Published", **more: Any) -> None:
+        said = {"reason": reason, "artifactDigest": digest, "format": "ONNX", "precision": "Float32", "sourceDigest": DIGEST, **more}
         for name, job in self.kind("Job").items():
             job["status"] = {"conditions": [{"type": "Complete", "status": "True"}]}
             self.put(job_pod(name, container("publish", exit_code=0, message=json.dumps(said))))

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, WithJsonSchema
 
 from slipway.api.accelerator import Accelerator
-from slipway.api.common import ATOMIC, INT64, Conditions, Image
+from slipway.api.common import ATOMIC, INT64, Conditions, Image, ObjectName
 from slipway.api.modeldeployment import ObservedFormat
 from slipway.api.rules import ApiModel, Rule, StatusModel
 from slipway.api.source import SOURCE_TARGETS, Conversion, ModelSource, Signature
@@ -47,6 +47,11 @@ class ModelArtifactSpec(ApiModel):
     )
     converter_image: Image = Field(
         description="Image that converts; part of what the artifact is. Example: ghcr.io/slipway/slipway-runtime-torch:0.1.0."
+    )
+    signing_secret: ObjectName | None = Field(
+        default=None,
+        description="Secret with the key that signs it; what another key signed is converted again. Set by the chart value "
+        "signing.keySecret. Default: it is not signed.",
     )
 
 
@@ -95,6 +100,16 @@ class ArtifactFailure(StatusModel):
     container: str | None = Field(default=None, description="Container that failed: fetch, convert, validate or publish.")
 
 
+class Provenance(StatusModel):
+    """The statement about where the artifact comes from, which is attached to it in the registry."""
+
+    predicate_type: str = Field(description="What it says, as in-toto names it. Example: https://slsa.dev/provenance/v1.")
+    signed_by: str | None = Field(
+        default=None,
+        description="Id of the key that signed it: sha256 of the public key in DER. Example: 3f9a…. Absent when signing is off.",
+    )
+
+
 class ModelArtifactStatus(StatusModel):
     """What became of it. Written by the operator alone."""
 
@@ -110,6 +125,9 @@ class ModelArtifactStatus(StatusModel):
     digest: str | None = Field(default=None, description="Digest of the published artifact. Example: sha256:9f86….")
     repository: str | None = Field(
         default=None, description="Repository it is in. Example: slipway-registry.slipway-system:5000/artifacts/default."
+    )
+    provenance: Provenance | None = Field(
+        default=None, description="The statement that is attached to it. Absent for an artifact from before there were any."
     )
     format: ObservedFormat | None = Field(default=None, description="Format of the chosen candidate. Example: ONNX.")
     precision: str | None = Field(default=None, description="Precision of the chosen candidate. Example: Float32.")

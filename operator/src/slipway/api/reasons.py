@@ -41,12 +41,14 @@ class Reason(StrEnum):
     VALIDATION_FAILED = "ValidationFailed"
     REGISTRY_UNAVAILABLE = "RegistryUnavailable"
     REGISTRY_REJECTED = "RegistryRejected"
+    SIGNING_KEY_UNUSABLE = "SigningKeyUnusable"
     ARTIFACT_CORRUPT = "ArtifactCorrupt"
     ARTIFACT_NOT_FOUND = "ArtifactNotFound"
     MODEL_LOAD_FAILED = "ModelLoadFailed"
     GOLDEN_MISMATCH = "GoldenMismatch"
     INVALID_ARGUMENTS = "InvalidArguments"
     MODEL_STUCK = "ModelStuck"
+    PROVENANCE_UNVERIFIED = "ProvenanceUnverified"
     INTERNAL_ERROR = "InternalError"
 
     FETCHED = "Fetched"
@@ -269,6 +271,13 @@ _FOUND_BY_CONTAINERS: dict[Reason, ReasonDoc] = {
         retried=True,
         exit_code=51,
     ),
+    R.SIGNING_KEY_UNUSABLE: ReasonDoc(
+        "Artifacts are signed here, but the keys for it cannot be used.",
+        "The Secret of the chart value signing.keySecret is not in this namespace, or lacks private.pem or a public.pem that fits it.",
+        "Create the Secret in this namespace as docs/provenance.md says; the attempt is repeated by itself.",
+        retried=True,
+        exit_code=52,
+    ),
     R.ARTIFACT_CORRUPT: ReasonDoc(
         "A file of the converted model does not have the digest that its manifest says.",
         "The registry's storage is damaged, or somebody changed the file.",
@@ -309,6 +318,13 @@ _FOUND_BY_CONTAINERS: dict[Reason, ReasonDoc] = {
         "Find the input (SLIPWAY_ACCESS_LOG=true), or raise --stuck-seconds in spec.args of the ServingRuntime if calls may be long.",
         retried=True,
         exit_code=65,
+    ),
+    R.PROVENANCE_UNVERIFIED: ReasonDoc(
+        "The artifact is not loaded, because the key of this namespace did not sign it.",
+        "The keys were exchanged and public.pem does not have the old one any more, or somebody else wrote to the registry.",
+        "Put the old key beside the new one into public.pem if you trust it; otherwise delete the ModelArtifact, and, when it is Ready "
+        "again, the Deployment of the revision.",
+        exit_code=66,
     ),
     R.INTERNAL_ERROR: ReasonDoc(
         "Slipway failed in a way that it does not know.",

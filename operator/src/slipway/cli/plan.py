@@ -30,6 +30,7 @@ _DEFAULTS = Config()
 @click.option("-o", "--output", type=click.Choice(["table", "yaml"]), default="table", help="yaml prints the objects. Default: table.")
 @click.option("--converter-image", default=_DEFAULTS.converter_image, help="As the operator has it: the artifact's name depends on it.")
 @click.option("--runtime-image", default=_DEFAULTS.runtime_image, help="As the operator has it.")
+@click.option("--signing-secret", help="As the operator has it: the artifact's name depends on it.")
 @click.option("--registry", default=_DEFAULTS.registry, help="Where artifacts are published: host[:port]/prefix.")
 @with_cluster
 def plan(*, cluster: Cluster, file: Any, output: str, **settings: Any) -> None:

@@ -1,8 +1,8 @@
 """What a ModelArtifact needs: its manifest, and the Job that fetches, converts, validates and publishes the model.
 
 The four containers share a pod but not their privileges: `fetch` and `publish` hold credentials and run no model code; `convert` and
-`validate` run model code and hold nothing. Secrets and ConfigMaps are mounted as optional, so that a missing one is an exit code with a
-reason and not a pod that hangs in ContainerCreating.
+`validate` run model code and hold nothing; `publish` alone has the key that signs. Secrets and ConfigMaps are mounted as optional, so
+that a missing one is an exit code with a reason and not a pod that hangs in ContainerCreating.
 """
 
 from __future__ import annotations
@@ -14,13 +14,25 @@ from typing import Any
 
 from slipway import names
 from slipway.plan import accelerator
-from slipway.plan.objects import env, mounts, name_of, owner, pod_security_context, security_context
+from slipway.plan.objects import (
+    KEYS_DIR,
+    PRIVATE_KEY,
+    PUBLIC_KEY,
+    env,
+    key_volume,
+    mounts,
+    name_of,
+    owner,
+    pod_security_context,
+    security_context,
+)
 from slipway.snapshot import Config, Manifest
 
 DEFAULT_TIMEOUT = "10m"
 WORK_LIMIT = "32Gi"
 LIGHT = {"requests": {"cpu": "50m", "memory": "128Mi"}, "limits": {"memory": "1Gi"}}
 HEAVY = {"requests": {"cpu": "250m", "memory": "768Mi"}, "limits": {"memory": "4Gi"}}
+_KEYS = {"fetch": "verification-key", names.PUBLISH: "signing-key"}  # volumes; the other containers get no key
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
@@ -44,7 +56,8 @@ def artifact_spec(spec: Mapping[str, Any], config: Config) -> dict[str, Any]:
     # no other objective depends on it, and a change of serving alone should not convert anew
     is_asked = size and (spec.get("conversion") or {}).get("objective") == "Throughput"
     more = ({"accelerator": dict(wish)} if wish else {}) | ({"maxBatchSize": size} if is_asked else {})
-    return shared | more | {"converterImage": config.converter_image}
+    signed = {"signingSecret": config.signing_secret} if config.signing_secret else {}  # what was made before signing is another artifact
+    return shared | more | {"converterImage": config.converter_image} | signed
 
 
 def artifact_manifest(namespace: str, spec: Mapping[str, Any], owners: Sequence[Mapping[str, Any]], version: str | None) -> dict[str, Any]:
@@ -92,7 +105,7 @@ def _pod(artifact: Manifest, timeout: float, config: Config) -> dict[str, Any]:
         "securityContext": pod_security_context(),
         "initContainers": containers[:-1],
         "containers": containers[-1:],
-        "volumes": _volumes(artifact["spec"]["model"], config),
+        "volumes": _volumes(artifact["spec"], config),
     }
     if config.image_pull_secrets:
         pod["imagePullSecrets"] = [{"name": secret} for secret in config.image_pull_secrets]
@@ -113,11 +126,11 @@ def _container(step: str, artifact: Manifest, timeout: float, config: Config) ->
         "name": step,
         "image": artifact["spec"].get("converterImage", config.converter_image),
         "command": ["slipway-runtime", step],
-        "env": env(_environment(artifact, timeout, config)),
+        "env": env(_environment(artifact, timeout, config) | _signing(step, artifact)),
         "resources": conversion.get("resources") or HEAVY if runs_model_code else LIGHT,
         "securityContext": security_context(),
         "terminationMessagePolicy": "File",
-        "volumeMounts": mounts(_mounts(step)),
+        "volumeMounts": mounts(_mounts(step, artifact)),
     }
 
 
@@ -132,7 +145,12 @@ def _environment(artifact: Manifest, timeout: float, config: Config) -> dict[str
     }
 
 
-def _mounts(step: str) -> list[tuple[str, str, bool]]:
+def _signing(step: str, artifact: Manifest) -> dict[str, str]:
+    secret = artifact["spec"].get("signingSecret")
+    return {"SLIPWAY_SIGNING_SECRET": secret} if secret and step in _KEYS else {}
+
+
+def _mounts(step: str, artifact: Manifest) -> list[tuple[str, str, bool]]:
     rows = [("tmp", "/tmp", False), ("source", "/work/source", step != "fetch")]  # noqa: S108 - the container's own volume
     if step != "fetch":
         rows.append(("candidates", "/work/candidates", step != "convert"))
@@ -140,12 +158,15 @@ def _mounts(step: str) -> list[tuple[str, str, bool]]:
         rows.append(("report", "/work/report", False))
     if step in ("fetch", names.PUBLISH):
         rows.append(("registry-credentials", "/var/run/slipway/registry-credentials", True))
+    if _signing(step, artifact):
+        rows.append((_KEYS[step], KEYS_DIR, True))
     if step == "fetch":
         rows += [("source-credentials", "/var/run/slipway/source-credentials", True), ("origin", "/source", True)]
     return rows
 
 
-def _volumes(model: Mapping[str, Any], config: Config) -> list[dict[str, Any]]:
+def _volumes(spec: Mapping[str, Any], config: Config) -> list[dict[str, Any]]:
+    model, keys = spec["model"], spec.get("signingSecret")
     scratch = [{"name": name, "emptyDir": {"sizeLimit": WORK_LIMIT}} for name in ("tmp", "source", "candidates", "report")]
     credentials = (model.get("credentialsSecretRef") or {}).get("name")
     return [
@@ -153,6 +174,7 @@ def _volumes(model: Mapping[str, Any], config: Config) -> list[dict[str, Any]]:
         {"name": "registry-credentials", **_secret(config.registry_secret)},
         {"name": "source-credentials", **_secret(credentials)},
         {"name": "origin", **_origin(model["uri"])},
+        *([key_volume(_KEYS["fetch"], keys, PUBLIC_KEY), key_volume(_KEYS[names.PUBLISH], keys, PRIVATE_KEY, PUBLIC_KEY)] if keys else ()),
     ]
 
 

@@ -85,6 +85,7 @@ def _succeed(artifact: Manifest, result: Mapping[str, Any], config: Config, now:
     copied = {key: result[key] for key in _RESULT_FIELDS if result.get(key) is not None}
     values: dict[str, Any] = {
         **copied,
+        "provenance": result.get("provenance"),
         "digest": result["artifactDigest"],
         "repository": f"{config.registry}/{artifact['metadata']['namespace']}",
         "cacheHit": reason is Reason.CACHE_HIT,

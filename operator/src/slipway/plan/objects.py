@@ -10,6 +10,8 @@ from slipway.plan.diff import contains
 from slipway.snapshot import Manifest, ObjectRef
 
 UID = 65532
+KEYS_DIR = "/var/run/slipway/signing"
+PUBLIC_KEY, PRIVATE_KEY = "public.pem", "private.pem"
 
 
 def name_of(manifest: Manifest) -> str:
@@ -82,6 +84,12 @@ def security_context() -> dict[str, Any]:
 def pod_security_context() -> dict[str, Any]:
     """Return the pod's security context: one unprivileged user, volumes writable by its group."""
     return {"runAsNonRoot": True, "runAsUser": UID, "runAsGroup": UID, "fsGroup": UID, "seccompProfile": {"type": "RuntimeDefault"}}
+
+
+def key_volume(name: str, secret: str, *files: str) -> dict[str, Any]:
+    """Return a volume with these files of the Secret that holds the signing keys; one that is absent is the container's to tell."""
+    items = [{"key": file, "path": file} for file in files]
+    return {"name": name, "secret": {"secretName": secret, "optional": True, "defaultMode": 0o440, "items": items}}
 
 
 def env(values: Mapping[str, str]) -> list[dict[str, str]]:
