@@ -77,6 +77,7 @@ def test_ready_is_said_first_and_exit_code_zero():
     revision = resource["status"]["stable"]["revision"]
     resource["status"]["history"] = [{"revision": "digits-old", "outcome": "Served", "reason": "RevisionSuperseded"}]
     mart = world.kind("ModelArtifact")[resource["status"]["stable"]["artifact"]]
+    mart["status"]["provenance"] = {"predicateType": "https://slsa.dev/provenance/v1", "signedBy": "3f9a" * 16}
     mart["status"]["candidates"] = [
         {
             **{"target": "ONNX", "precision": "Float32", "verdict": "Passed", "maxAbsoluteError": "1e-06"},
@@ -92,6 +93,7 @@ def test_ready_is_said_first_and_exit_code_zero():
     assert is_ready(resource)
     assert headline(resource) == (f"digits is Ready: revision {revision} serves with 1 replicas", "")
     assert f"stable {revision}  ONNX  100 %  1/1 pods ready" in text
+    assert "signed by 3f9a3f9a3f9a…" in text
     assert "candidate ONNX Float32  Passed  max error 1e-06, top-1 100 %, accuracy 98.9 %  45,678 bytes" in text
     assert "candidate TorchScript Float32 Script  Passed  max error 0, p50 0.21ms, throughput 5120/s, memory 143Mi" in text
     assert "pull: done  server: ready" in text
