@@ -5,20 +5,27 @@ One manifest whose `subject` is the artifact, under cosign's tag. A tag proves n
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from slipway_runtime.artifact import ARTIFACT_TYPE, MANIFEST_TYPE
 from slipway_runtime.content_key import canonical_json
-from slipway_runtime.oci import Client, Manifest
+from slipway_runtime.oci import ARTIFACTS, Client, Manifest
 from slipway_runtime.provenance import PAYLOAD_TYPE, PREDICATE_TYPE, check_statement
 from slipway_runtime.reasons import Failure
 from slipway_runtime.settings import Signing
 
+if TYPE_CHECKING:
+    from securesystemslib.signer import SSlibKey
+
 ENVELOPE_TYPE = "application/vnd.dsse.envelope.v1+json"
 EMPTY_TYPE, EMPTY = "application/vnd.oci.empty.v1+json", b"{}"
 _MAX_LAYERS = 16  # statements that are looked at
+_SHA256 = re.compile(r"sha256:[0-9a-f]{64}")
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +79,7 @@ def attach(client: Client, artifact: Manifest, data: bytes, *, is_signed: bool) 
 
 def is_attested(client: Client, digest: str) -> bool:
     """Say whether there is a statement about an artifact, signed or not; nothing of it is checked."""
-    return client.find_manifest(tag_of(digest)) is not None
+    return _read(client.find_manifest, tag_of(digest), []) is not None
 
 
 def verified(client: Client, digest: str, signing: Signing) -> Proof:
@@ -83,25 +90,19 @@ def verified(client: Client, digest: str, signing: Signing) -> Proof:
     """
     from slipway_runtime.signing import public_keys  # noqa: PLC0415 - see there
 
-    keys = public_keys(signing)
-    manifest = client.find_manifest(tag_of(digest))
-    if manifest is None:
-        raise Failure("ProvenanceUnverified", f"the artifact {digest} has no statement about where it comes from in the registry")
-    problems = []
-    for layer in _envelopes(manifest):
+    keys, problems = public_keys(signing), list[str]()
+    for envelope in _envelopes(client, digest, problems):
         try:
-            return checked(client.blob(str(layer.get("digest"))), digest, keys)
+            return checked(envelope, digest, keys)
         except ValueError as error:
             problems.append(str(error))
-        except Failure as failure:
-            if failure.reason not in ("ArtifactCorrupt", "ArtifactNotFound"):
-                raise
-            problems.append(failure.message)
-    why = "; ".join(dict.fromkeys(problems)) or "it is not signed"
-    raise Failure("ProvenanceUnverified", f"the statement about {digest} in the registry does not count: {why}")
+    if not problems:
+        raise Failure("ProvenanceUnverified", f"nothing in the registry that is signed says where the artifact {digest} comes from")
+    why = "; ".join(dict.fromkeys(problems))
+    raise Failure("ProvenanceUnverified", f"what the registry has about the artifact {digest} does not count: {why}")
 
 
-def checked(envelope: bytes, digest: str, keys: Any) -> Proof:
+def checked(envelope: bytes, digest: str, keys: Sequence[SSlibKey]) -> Proof:
     """Check one envelope: who signed it, and that it is about this artifact.
 
     Raises:
@@ -114,9 +115,25 @@ def checked(envelope: bytes, digest: str, keys: Any) -> Proof:
     return Proof(envelope, signed_by)
 
 
-def _envelopes(manifest: Manifest) -> Iterator[dict[str, Any]]:
-    rows = (row for row in manifest.value["layers"] if isinstance(row, dict) and row.get("mediaType") == ENVELOPE_TYPE)
-    yield from list(rows)[:_MAX_LAYERS]
+def _envelopes(client: Client, digest: str, problems: list[str]) -> Iterator[bytes]:
+    manifest = _read(client.find_manifest, tag_of(digest), problems)
+    rows = [row for row in manifest.value["layers"] if isinstance(row, dict)] if manifest is not None else []
+    wanted = [str(row.get("digest")) for row in rows if row.get("mediaType") == ENVELOPE_TYPE]
+    for name in wanted[:_MAX_LAYERS]:
+        data = _read(client.blob, name, problems) if _SHA256.fullmatch(name) else None
+        if data is not None:
+            yield data
+
+
+def _read(get: Callable[[str], T | None], name: str, problems: list[str]) -> T | None:
+    """Return what is there; that somebody put nonsense there is a problem of the statement, and no failure of the registry."""
+    try:
+        return get(name)
+    except Failure as failure:
+        if failure.reason not in (ARTIFACTS.corrupt, ARTIFACTS.missing):
+            raise
+        problems.append(failure.message)
+        return None
 
 
 def _pushed(client: Client, kind: str, data: bytes) -> dict[str, Any]:

@@ -79,7 +79,7 @@ def opened(data: bytes, keys: Sequence[SSlibKey]) -> tuple[bytes, str]:
         rows = [{"keyid": str(number), "sig": row["sig"]} for number, row in enumerate(value["signatures"])]
         envelope = Envelope.from_dict({**value, "signatures": rows[:_MAX_SIGNATURES]})
         signed = envelope.pae()
-    except (ValueError, KeyError, TypeError, AttributeError, Error) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, Error) as error:
         raise ValueError(f"its envelope is malformed ({type(error).__name__})") from error
     if envelope.payload_type != PAYLOAD_TYPE:
         raise ValueError(f"it signs a {envelope.payload_type!r}, not {PAYLOAD_TYPE}")

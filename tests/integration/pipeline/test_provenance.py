@@ -6,10 +6,13 @@ import base64
 import hashlib
 import json
 import shutil
+import uuid
+from dataclasses import replace
 
 import pytest
 import requests
 
+from integration.pipeline.conftest import CNN, YAML, Pipeline
 from integration.pipeline.test_end_to_end import pulled
 from keys import make_keys, openssl
 from slipway_runtime.oci import Access
@@ -64,8 +67,8 @@ class Repository:
         requests.put(location, params={"digest": digest}, data=data, timeout=5).raise_for_status()
         return {"digest": digest, "size": len(data)}
 
-    def put(self, reference, data):
-        requests.put(f"{self.root}/manifests/{reference}", data=data, headers={"Content-Type": MANIFEST}, timeout=5).raise_for_status()
+    def put(self, reference, data, kind=MANIFEST):
+        requests.put(f"{self.root}/manifests/{reference}", data=data, headers={"Content-Type": kind}, timeout=5).raise_for_status()
         return f"sha256:{hashlib.sha256(data).hexdigest()}"
 
     def attestation(self, digest):
@@ -80,7 +83,7 @@ class Repository:
 
     def unattested(self, digest):
         """The same artifact under another digest, as whoever can write to the registry may put it there."""
-        copy = self.manifest(digest).json() | {"annotations": {"by": "somebody"}}
+        copy = self.manifest(digest).json() | {"annotations": {"by": uuid.uuid4().hex}}
         other = self.put("copy", json.dumps(copy).encode())
         assert other != digest
         return other
@@ -94,17 +97,34 @@ def spec_of(model):
     return {"model": model, "conversion": {"candidates": [{"target": "None"}]}, "converterImage": "reg.example/torch:1"}
 
 
-@pytest.fixture
-def signed(pipeline, model_folder, claim, keys):
-    """A published artifact: spec, digest."""
-    spec = spec_of(claim(model_folder))
+@pytest.fixture(scope="module")
+def published(tmp_path_factory, registry, cnn_weights, keys):
+    """A signed artifact for the tests of this file: pipeline, spec, digest."""
+    folder = tmp_path_factory.mktemp("published")
+    pipeline = Pipeline(folder / "work", f"{registry.host}/artifacts/published", registry.host)
+    origin = pipeline.work / "origin" / "m"
+    origin.mkdir(parents=True)
+    (origin / "model.py").write_text(CNN)
+    (origin / "model.yaml").write_text(YAML)
+    shutil.copy(cnn_weights, origin)
+    spec = spec_of({"uri": "pvc://models/m"})
     last = pipeline.run(spec, **signing(keys))
     assert last.reason == "Published", last.log
-    return spec, last.message["artifactDigest"]
+    return pipeline, spec, last.message["artifactDigest"]
 
 
-def pull(pipeline, digest, folder, name="pulled"):
-    command = ["pull", "--repository", pipeline.repository, "--digest", digest, "--output", str(pipeline.work / name)]
+@pytest.fixture
+def signed(published):
+    """That artifact; its statement is put back after a test that spoils it."""
+    pipeline, spec, digest = published
+    statement = Repository(pipeline.repository).manifest(att(digest)).content
+    yield pipeline, spec, digest
+    Repository(pipeline.repository).put(att(digest), statement)
+    shutil.rmtree(pipeline.work / "pulled", ignore_errors=True)
+
+
+def pull(pipeline, digest, folder):
+    command = ["pull", "--repository", pipeline.repository, "--digest", digest, "--output", str(pipeline.work / "pulled")]
     return pipeline.step(command, {"model": {"uri": "x://"}}, signing(folder))
 
 
@@ -135,7 +155,7 @@ def test_provenance_is_attached_and_read_by_anybody_and_a_key_makes_it_be_conver
     assert pipeline.outcomes[-1].message["provenance"] == first.message["provenance"]
     refused = pull(pipeline, digest, public)
     assert (refused.code, refused.reason) == (EXIT_CODES["ProvenanceUnverified"], "ProvenanceUnverified")
-    assert "it is not signed" in refused.text
+    assert "nothing in the registry that is signed says where" in refused.text
 
     again = pipeline.run(spec, **signing(keys))
     assert again.reason == "Published", again.log
@@ -149,8 +169,8 @@ def test_provenance_is_attached_and_read_by_anybody_and_a_key_makes_it_be_conver
     assert pull(pipeline, again.message["artifactDigest"], public).code == 0
 
 
-def test_the_signature_is_one_for_openssl_and_the_pod_that_starts_again_needs_no_registry(pipeline, signed, public, tmp_path):
-    _, digest = signed
+def test_the_signature_is_one_for_openssl_and_the_pod_that_starts_again_needs_no_registry(signed, public, tmp_path):
+    pipeline, _, digest = signed
     repository = Repository(pipeline.repository)
     _, layer = repository.attestation(digest)
     assert layer["mediaType"] == ENVELOPE
@@ -164,17 +184,17 @@ def test_the_signature_is_one_for_openssl_and_the_pod_that_starts_again_needs_no
     arguments = ("-verify", str(public / "public.pem"), "-signature", str(tmp_path / "signature"))
     assert openssl("dgst", "-sha256", *arguments, data=signed_bytes).strip() == b"Verified OK"
     der = openssl("pkey", "-pubin", "-in", str(public / "public.pem"), "-outform", "DER")
-    assert pipeline.outcomes[-1].message["provenance"]["signedBy"] == hashlib.sha256(der).hexdigest()
+    assert pipeline.outcomes[3].message["provenance"]["signedBy"] == hashlib.sha256(der).hexdigest()
 
     assert pull(pipeline, digest, public).code == 0
     pulled(pipeline, digest)  # every byte, and without a key as well
-    pipeline.plain_http = "none.invalid"
-    assert pull(pipeline, digest, public).code == 0
+    away = replace(pipeline, plain_http="none.invalid")
+    assert pull(away, digest, public).code == 0
     stranger = make_keys(tmp_path / "stranger")
-    assert pull(pipeline, digest, stranger).reason == "RegistryUnavailable"  # what another key signed is not taken from the disk either
+    assert pull(away, digest, stranger).reason == "RegistryUnavailable"  # what another key signed is not taken from the disk either
 
 
-def forged(repository, digest, tmp_path):
+def forged(repository, digest):
     """A statement of the signer whose payload was changed afterwards."""
     manifest, layer = repository.attestation(digest)
     envelope = json.loads(repository.blob(layer))
@@ -185,7 +205,7 @@ def forged(repository, digest, tmp_path):
     return digest
 
 
-def swapped(repository, digest, tmp_path):
+def swapped(repository, digest):
     """The statement about another artifact, under the tag of this one."""
     other = repository.unattested(digest)
     manifest, _ = repository.attestation(digest)
@@ -193,14 +213,20 @@ def swapped(repository, digest, tmp_path):
     return other
 
 
-def emptied(repository, digest, tmp_path):
+def emptied(repository, digest):
     """A statement whose envelope is not JSON."""
     manifest, layer = repository.attestation(digest)
     repository.put(att(digest), json.dumps(manifest | {"layers": [layer | repository.put_blob(b"none")]}).encode())
     return digest
 
 
-def lost(repository, digest, tmp_path):
+def listed(repository, digest):
+    """An index where the statement was."""
+    repository.put(att(digest), json.dumps({"schemaVersion": 2, "mediaType": INDEX, "manifests": []}).encode(), INDEX)
+    return digest
+
+
+def lost(repository, digest):
     """Nothing is said about the artifact."""
     return repository.unattested(digest)
 
@@ -211,12 +237,13 @@ def lost(repository, digest, tmp_path):
         (forged, "it is not signed by the key"),
         (swapped, "its statement is about {'sha256'"),
         (emptied, "its envelope is malformed"),
-        (lost, "has no statement about where it comes from"),
+        (listed, "is no artifact"),
+        (lost, "nothing in the registry that is signed says where"),
     ],
 )
-def test_what_is_not_loaded(pipeline, signed, registry, public, tmp_path, change, words):  # noqa: PLR0917
-    spec, digest = signed
-    target = change(Repository(pipeline.repository), digest, tmp_path)
+def test_what_is_not_loaded(signed, registry, public, tmp_path, change, words):  # noqa: PLR0917
+    pipeline, spec, digest = signed
+    target = change(Repository(pipeline.repository), digest)
     refused = pull(pipeline, target, public)
     assert (refused.code, refused.reason) == (66, "ProvenanceUnverified"), refused.log
     assert words in refused.text
@@ -230,8 +257,8 @@ def test_what_is_not_loaded(pipeline, signed, registry, public, tmp_path, change
         assert "converting again" in fetched.log
 
 
-def test_the_key_of_somebody_else(pipeline, signed, tmp_path):
-    spec, digest = signed
+def test_the_key_of_somebody_else(signed, tmp_path):
+    pipeline, spec, digest = signed
     stranger = make_keys(tmp_path / "stranger")
     refused = pull(pipeline, digest, stranger)
     assert (refused.code, refused.reason) == (66, "ProvenanceUnverified")

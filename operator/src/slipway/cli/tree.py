@@ -134,7 +134,12 @@ def _add_artifact(tree: Tree, name: str, view: View) -> None:
     reason, message = str(found.get("reason", "Pending")), str(found.get("message", "")).partition(NEXT)[0]
     style = GOOD if found.get("status") == "True" else (BAD if is_true(artifact, "Stalled") else BUSY)
     signed_by = str((status.get("provenance") or {}).get("signedBy", ""))
-    parts = [(name, ""), (reason, style), (_short(str(status.get("digest", ""))), "dim"), (signed_by and f"signed by {signed_by[:12]}…", "dim")]
+    parts = [
+        (name, ""),
+        (reason, style),
+        (_short(str(status.get("digest", ""))), "dim"),
+        (signed_by and f"signed by {signed_by[:12]}…", "dim"),
+    ]
     branch = tree.add(_line("artifact ", *parts))
     if style != GOOD:
         branch.add(_line("", (message, "")))

@@ -90,7 +90,7 @@ def test_which_envelopes_count(keys, change, problem):
             opened(changed(envelope, change), public_keys(keys))
 
 
-@pytest.mark.parametrize("data", [b"", b"[]", b"{}", b"\xff"])
+@pytest.mark.parametrize("data", [b"", b"[]", b"{}", b"\xff", b"[" * 100_000])
 def test_what_is_no_envelope(keys, data):
     with pytest.raises(ValueError, match="malformed"):
         opened(data, public_keys(keys))
