@@ -353,6 +353,7 @@ INVALID: list[tuple[str, Spec, str]] = [
     ("negative history", deployment(revisionHistoryLimit=-1), "spec.revisionHistoryLimit in body should be greater than or equal to 0"),
     ("unknown field", deployment(scaling={}), 'unknown field "spec.scaling"'),
     ("unknown nested field", serving(replica=2), 'unknown field "spec.serving.replica"'),
+    ("a Secret of no possible name", artifact(signingSecret="The_Keys"), "an object's name has lower-case letters, digits"),
     ("artifact without image", resource("ModelArtifact", {"model": {"uri": OCI}}), "spec.converterImage: Required value"),
     (
         "artifact from ONNX to AOTInductor",
@@ -468,6 +469,7 @@ VALID: list[tuple[str, Spec]] = [
     ("golden data in a registry", validation(data={"uri": f"oci://h:5000/golden:v1@sha256:{'a' * 64}"})),
     ("names with dots and hyphens", serving(runtime="a--b.c-1", runtimeClassName="0")),
     ("an artifact", artifact(model=FULL_MODEL, conversion=FULL_CONVERSION)),
+    ("an artifact that is signed", artifact(signingSecret="slipway-signing")),
     (
         "a runtime",
         runtime(

@@ -70,8 +70,13 @@ def test_an_artifact_is_stored_as_it_was_hashed(apiserver: ApiServer) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"converterImage": "other:1"}, {"model": {"uri": "oci://h/m", "arguments": {"classes": 2}}}, {"conversion": {"timeout": "1m"}}],
-    ids=["image", "arguments", "conversion added"],
+    [
+        {"converterImage": "other:1"},
+        {"model": {"uri": "oci://h/m", "arguments": {"classes": 2}}},
+        {"conversion": {"timeout": "1m"}},
+        {"signingSecret": "slipway-signing"},
+    ],
+    ids=["image", "arguments", "conversion added", "signing added"],
 )
 def test_an_artifact_is_immutable(apiserver: ApiServer, change: dict[str, Any]) -> None:
     before = artifact(model={"uri": "oci://h/m", "arguments": {"classes": 1}})
@@ -107,6 +112,7 @@ def test_a_whole_status_is_kept(apiserver: ApiServer) -> None:
         "digest": f"sha256:{'a' * 64}",
         "format": "ONNX",
         "candidates": [row],
+        "provenance": {"predicateType": "https://slsa.dev/provenance/v1", "signedBy": "3f9a" * 16},
         "signature": signature,
         "tools": {"torch": "2.9.1"},
         "cacheHit": False,
