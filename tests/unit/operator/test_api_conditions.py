@@ -86,7 +86,7 @@ def test_every_reason_is_documented(reason: Reason) -> None:
 def test_exit_codes_are_those_of_the_contract() -> None:
     text = CONTRACT.read_text(encoding="utf-8")
     rows = re.findall(r"\| (\d+)( R)? \| ([A-Z][A-Za-z]+)(?= \|)", text) + re.findall(r"\| \| (\d+)( R)? \| ([A-Z][A-Za-z]+) \|", text)
-    assert len({code for code, _, _ in rows}) == 32
+    assert len({code for code, _, _ in rows}) == 34
     for code, retried, name in rows:
         reason = reason_for_exit_code(int(code))
         assert reason == name
