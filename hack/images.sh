@@ -111,7 +111,8 @@ make_image() {
 begin_pull() { # REF...
   local node
   for node in $(docker ps --filter "label=io.x-k8s.kind.cluster=$CLUSTER" --filter label=io.x-k8s.kind.role=worker --format '{{.Names}}'); do
-    docker exec -d "$node" sh -c 'for ref; do crictl pull "$ref"; done' pull "$@"
+    # ctr: our own node image has no crictl
+    docker exec -d "$node" sh -c 'for ref; do ctr -n k8s.io images pull --hosts-dir /etc/containerd/certs.d "$ref"; done >/tmp/pull.log 2>&1' pull "$@"
   done
 }
 
