@@ -10,7 +10,7 @@ import aiohttp
 import pytest
 
 from integration.pipeline.conftest import Pipeline, RegistryProcess, start_registry
-from slipway.plan.garbage import References, Tag, collect, mark_tag
+from slipway.plan.garbage import References, Tag, collect, is_read, mark_tag
 from slipway.registry import Registry
 
 pytestmark = [pytest.mark.slow]
@@ -35,11 +35,16 @@ async def test_a_removed_artifact_is_not_found_and_is_made_again(
     async with aiohttp.ClientSession() as session:
         client = Registry(session, pipeline.plain_http, is_plain=True)
         found = {tag: await client.manifest(repository, tag) for tag in await client.tags(repository)}
-        tags = [Tag(name, manifest.digest, manifest.artifact_type) for name, manifest in found.items() if manifest is not None]
-        assert [tag.name for tag in tags] == [first.message["contentKey"]]
+        tags = [
+            Tag(name, manifest.digest, manifest.artifact_type) if is_read(name) else Tag(name)
+            for name, manifest in found.items()
+            if manifest is not None
+        ]
+        companions = {digest.replace(":", "-"), digest.replace(":", "-") + ".att"}
+        assert {tag.name for tag in tags} == {first.message["contentKey"], *companions}
         now = int(datetime.now(UTC).timestamp())
         plan = collect([*tags, Tag(mark_tag(digest, now - 10))], References(frozenset()), now, 10)
-        assert [removal.digest for removal in plan.remove] == [digest]
+        assert [(removal.digest, set(removal.companions)) for removal in plan.remove] == [(digest, companions)]
         assert await client.delete(repository, digest)
     gone = pipeline.step(pull, spec, {})
     assert (gone.code, gone.reason) == (61, "ArtifactNotFound")
