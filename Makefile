@@ -39,7 +39,7 @@ unit: setup ## No cluster, no network
 
 integration: setup ## Against a real API server (hack/apiserver.sh)
 	@hack/tools.sh kubernetes registry registry-gc helm versitygw fake-gcs-server gateway-api
-	$(V)/python -m pytest tests/integration -m 'not nightly' -n 4 --dist loadfile $(PYTEST_ARGS)
+	$(V)/python -m pytest tests/integration -m 'not nightly' -n 4 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 e2e: setup cluster images ## On the kind cluster
 	$(V)/python -m pytest tests/e2e -m 'not nightly and not last' -n 4 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)

@@ -89,7 +89,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     def place(item: pytest.Item) -> int:
         if "test_quiet" in str(item.path):
             return 0
-        return 2 if item.get_closest_marker("alone") or item.get_closest_marker("last") else 1
+        # a worker that has begun with the file of the faults waits there until all others pause
+        is_late = item.get_closest_marker("alone") or item.get_closest_marker("last") or "test_operator_faults" in str(item.path)
+        return 2 if is_late else 1
 
     items.sort(key=place)
 

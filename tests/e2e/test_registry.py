@@ -11,13 +11,14 @@ import pytest
 from e2e.kit import SYSTEM, Cluster, Manifest, Namespace, mdep, onnx_folder, until
 
 pytestmark = [pytest.mark.alone, pytest.mark.slow, pytest.mark.timeout(900)]
-# spoils one byte of the largest layer of the artifact; blobs are shared by content, so the test has weights of its own
+# spoils one byte of the artifact's model; blobs are shared by content, so the test has weights of its own
 SPOIL = """
 import json, pathlib, sys
 blobs = pathlib.Path("/registry/docker/registry/v2/blobs/sha256")
 blob = lambda digest: blobs / digest[7:9] / digest[7:] / "data"
 layers = json.loads(blob(sys.argv[1]).read_bytes())["layers"]
-path = blob(max(layers, key=lambda layer: layer["size"])["digest"])
+titles = {layer["annotations"]["org.opencontainers.image.title"]: layer["digest"] for layer in layers}
+path = blob(titles["model.onnx"])
 data = bytearray(path.read_bytes())
 data[len(data) // 2] ^= 1
 path.write_bytes(data)

@@ -73,3 +73,8 @@ def apiserver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
         yield server
     finally:
         subprocess.run([script, "down", str(folder)], check=False, env=environment, timeout=60)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the tests of the operator: they wait for leases and drains, and at the end the cores would wait with them."""
+    items.sort(key=lambda item: item.path.parent.name != "operator")
