@@ -281,14 +281,16 @@ _FOUND_BY_CONTAINERS: dict[Reason, ReasonDoc] = {
     R.ARTIFACT_CORRUPT: ReasonDoc(
         "A file of the converted model does not have the digest that its manifest says.",
         "The registry's storage is damaged, or somebody changed the file.",
-        "Delete the ModelArtifact, so that the model is converted and published again.",
+        "Repair the registry's storage, because it keeps the damaged file whoever pushes it again; then delete the ModelArtifact and, when it is "
+        "Ready again, the Deployment of the revision.",
         retried=True,
         exit_code=60,
     ),
     R.ARTIFACT_NOT_FOUND: ReasonDoc(
         "The converted model is not in the registry any more.",
         "The registry lost its volume, or the artifact was deleted there.",
-        "Delete the ModelArtifact, so that the model is converted and published again.",
+        "Delete the ModelArtifact, so that the model is converted and published again, and, when it is Ready again, the Deployment of the "
+        "revision.",
         retried=True,
         exit_code=61,
     ),
