@@ -281,8 +281,8 @@ _FOUND_BY_CONTAINERS: dict[Reason, ReasonDoc] = {
     R.ARTIFACT_CORRUPT: ReasonDoc(
         "A file of the converted model does not have the digest that its manifest says.",
         "The registry's storage is damaged, or somebody changed the file.",
-        "Repair the registry's storage, because it keeps the damaged file whoever pushes it again; then delete the ModelArtifact and, when it is "
-        "Ready again, the Deployment of the revision.",
+        "Repair the registry's storage, because it keeps the damaged file whoever pushes it again; then delete the ModelArtifact and, when "
+        "it is Ready again, the Deployment of the revision.",
         retried=True,
         exit_code=60,
     ),
