@@ -42,7 +42,7 @@ integration: setup ## Against a real API server (hack/apiserver.sh)
 	$(V)/python -m pytest tests/integration -m 'not nightly' -n 4 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 e2e: setup cluster images ## On the kind cluster
-	$(V)/python -m pytest tests/e2e -m 'not nightly and not last' -n 4 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+	$(V)/python -m pytest tests/e2e -m 'not nightly and not last' -n 5 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 	$(V)/python -m pytest tests/e2e -m 'not nightly and last' $(PYTEST_ARGS)
 
 nightly: setup libtorch cluster images ## What takes too long for every change: the LibTorch server and its sanitizers, other systems' clients, bad canaries, every precision
