@@ -10,6 +10,7 @@ import base64
 import json
 import ssl
 import tempfile
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
@@ -22,6 +23,7 @@ import yaml
 
 # API server aggregated discovery: one answer has all resources of all groups. Source: KEP-3352.
 DISCOVERY = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList"
+DISCOVERY_SECONDS = 10  # a resource definition is established before discovery tells of it
 Manifest = dict[str, Any]
 
 
@@ -128,9 +130,12 @@ class Kube:
 
     def resource(self, word: str) -> Resource:
         """A resource by kind, plural, singular or short name, as kubectl takes it; of several groups the first one."""
-        word = word.lower()
-        if word not in self._resources:
+        word, end = word.lower(), time.monotonic() + DISCOVERY_SECONDS
+        while word not in self._resources:
             self._discover()
+            if word in self._resources or time.monotonic() > end:
+                break
+            time.sleep(0.2)
         assert word in self._resources, f"the server does not have a resource {word!r}"
         return self._resources[word]
 
