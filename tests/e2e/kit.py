@@ -36,6 +36,7 @@ IMAGE_VALUES = {
     "runtime.torchImage": "SLIPWAY_RUNTIME_TORCH_IMAGE",
     "registry.image": "SLIPWAY_REGISTRY_IMAGE",
 }
+PATIENCE = 400.0  # seconds for what is promised without a time: a conversion took 160 on a busy two-core machine
 Manifest = dict[str, Any]
 
 
@@ -152,12 +153,12 @@ class Namespace:
         found = next((c for c in conditions if c["type"] == kind), {})
         return found if found.get("observedGeneration") == resource["metadata"]["generation"] else {}
 
-    def wait_ready(self, name: str, timeout: float = 400) -> Manifest:
+    def wait_ready(self, name: str, timeout: float = PATIENCE) -> Manifest:
         """The ModelDeployment once it is Ready."""
         until(lambda: self.condition(name).get("status") == "True", timeout, lambda: self.explain(name))
         return dict(self.get("mdep", name))
 
-    def wait_reason(self, name: str, reason: str, timeout: float = 400) -> Manifest:
+    def wait_reason(self, name: str, reason: str, timeout: float = PATIENCE) -> Manifest:
         """The Ready condition once it is False for that reason."""
 
         def found() -> Manifest | None:
@@ -228,8 +229,12 @@ class Namespace:
     def end_load(self, pod: str) -> Manifest:
         """Tell a pod that runs LOAD to end, and return its counts."""
         self.kubectl("exec", pod, "--", "python", "-c", "import os, signal; os.kill(1, signal.SIGTERM)")
-        until(lambda: self.phase(pod) in ("Succeeded", "Failed"), 400, lambda: self.kubectl("describe", "pod", pod))
+        until(lambda: self.phase(pod) in ("Succeeded", "Failed"), PATIENCE, lambda: self.kubectl("describe", "pod", pod))
         return dict(json.loads(self.kubectl("logs", pod).splitlines()[-1]))
+
+    def wait_running(self, pod: str) -> None:
+        """Wait until a pod runs."""
+        until(lambda: self.phase(pod) == "Running", PATIENCE, lambda: self.kubectl("describe", "pod", pod))
 
     def phase(self, pod: str) -> str:
         return str(self.get("pod", pod)["status"].get("phase"))

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from e2e.kit import WEIGHT, Cluster, Manifest, Namespace, mdep, onnx_folder, until
+from e2e.kit import PATIENCE, WEIGHT, Cluster, Manifest, Namespace, mdep, onnx_folder, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 GPU, MIG = "nvidia.com/gpu", "nvidia.com/mig-1g.10gb"
@@ -110,7 +110,7 @@ def lowest_while_updating(space: Namespace, wish: Manifest) -> int:
         status = space.get("mdep", "tiny")["status"]
         return bool(status["stable"]["revision"] != before and space.condition("tiny")["status"] == "True")
 
-    until(is_over, 400, lambda: space.explain("tiny"), every=0.2)
+    until(is_over, PATIENCE, lambda: space.explain("tiny"), every=0.2)
     return lowest
 
 

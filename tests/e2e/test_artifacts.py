@@ -9,13 +9,13 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
-from e2e.kit import SYSTEM, Cluster, Manifest, Namespace, install, mdep, onnx_folder, until
+from e2e.kit import PATIENCE, SYSTEM, Cluster, Manifest, Namespace, install, mdep, onnx_folder, until
+from keys import make_keys, openssl
 from slipway import names
 
 pytestmark = [pytest.mark.nightly, pytest.mark.slow, pytest.mark.timeout(1200)]
@@ -35,20 +35,17 @@ def installed(cluster: Cluster, *settings: str) -> Iterator[None]:
         install(cluster)
 
 
-def key_pair() -> tuple[Manifest, str]:
-    """A Secret with a new pair, and the id of its key as openssl tells it."""
-    private = ec.generate_private_key(ec.SECP256R1())
-    public = private.public_key()
-    data = {
-        "private.pem": private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode(),
-        "public.pem": public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode(),
-    }
+def key_pair(folder: Path) -> tuple[Manifest, str]:
+    """A Secret with a new pair, and the id of its key."""
+    files = make_keys(folder)
+    data = {name: (files / name).read_text() for name in ("private.pem", "public.pem")}
     secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": SECRET}, "stringData": data}
-    return secret, hashlib.sha256(public.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).hexdigest()
+    der = openssl("pkey", "-pubin", "-in", str(files / "public.pem"), "-outform", "DER")
+    return secret, hashlib.sha256(der).hexdigest()
 
 
-def test_a_model_is_signed_and_what_another_key_signed_is_not_loaded(slipway: Cluster, namespace: Namespace) -> None:
-    secret, key = key_pair()
+def test_a_model_is_signed_and_what_another_key_signed_is_not_loaded(slipway: Cluster, namespace: Namespace, tmp_path: Path) -> None:
+    secret, key = key_pair(tmp_path / "first")
     with installed(slipway, f"signing.keySecret={SECRET}"):
         namespace.apply(onnx_folder("v1"), mdep("tiny", "configmap://v1"))
         assert SECRET in namespace.wait_reason("tiny", "SigningKeyUnusable")["message"]
@@ -56,7 +53,7 @@ def test_a_model_is_signed_and_what_another_key_signed_is_not_loaded(slipway: Cl
         stable = namespace.wait_ready("tiny")["status"]["stable"]
         assert namespace.get("mart", stable["artifact"])["status"]["provenance"]["signedBy"] == key
 
-        namespace.apply(key_pair()[0])
+        namespace.apply(key_pair(tmp_path / "second")[0])
         namespace.kubectl("scale", "mdep/tiny", "--replicas=2")
         assert "Next:" in namespace.wait_reason("tiny", "ProvenanceUnverified")["message"]
         with namespace.cluster.forward(namespace.name, "service/tiny", 80) as url:
@@ -100,7 +97,7 @@ def test_a_model_that_nothing_names_leaves_the_registry_and_its_volume(slipway: 
             # as distribution tells it
             return f"blob eligible for deletion: {model}" in slipway.run("-n", SYSTEM, "logs", REGISTRY, "-c", "collect").stdout
 
-        until(is_freed, 400, lambda: slipway.run("-n", SYSTEM, "logs", REGISTRY, "-c", "collect").stdout, every=5)
+        until(is_freed, PATIENCE, lambda: slipway.run("-n", SYSTEM, "logs", REGISTRY, "-c", "collect").stdout, every=5)
         assert model_of(slipway, namespace.name, digest) is None
 
         namespace.apply(mdep("tiny", "configmap://v1"))

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from e2e.kit import MODEL, ODD_LOAD, Cluster, Namespace, drop_namespace, make_namespace, mdep, model_folder, until
+from e2e.kit import MODEL, ODD_LOAD, PATIENCE, Cluster, Namespace, drop_namespace, make_namespace, mdep, model_folder, until
 
 pytestmark = [pytest.mark.nightly, pytest.mark.slow, pytest.mark.timeout(900)]
 INTERVAL, WEIGHT = 5, 20
@@ -67,14 +67,14 @@ def test_a_canary_goes_back_that(served: Namespace, name: str) -> None:
     stable = served.get("mdep", "tiny")["status"]["stable"]["revision"]
     pod = f"load-{list(BAD).index(name)}"
     served.run_pod(pod, ODD_LOAD, "tiny", "10", "10", "0.03")
-    until(lambda: served.phase(pod) == "Running", 400, lambda: served.kubectl("describe", "pod", pod))
+    served.wait_running(pod)
     served.apply(wish(f"v{list(BAD).index(name)}"))
 
     def given_up() -> Any:
         row = served.get("mdep", "tiny")["status"].get("canary") or {}
         return row if row.get("phase") == "RolledBack" else None
 
-    row = until(given_up, 400, lambda: served.explain("tiny"))
+    row = until(given_up, PATIENCE, lambda: served.explain("tiny"))
     load = served.end_load(pod)
     print(json.dumps({"load": load} | {key: row.get(key) for key in ("reason", "message", "metrics", "evaluations")}))
     assert row["reason"] == reason, row
@@ -95,7 +95,7 @@ def test_a_canary_goes_back_that(served: Namespace, name: str) -> None:
 def test_a_canary_that_never_gets_ready_gets_no_request(served: Namespace) -> None:
     stable = served.get("mdep", "tiny")["status"]["stable"]["revision"]
     served.run_pod("load", ODD_LOAD, "tiny", "10", "10", "0.1")
-    until(lambda: served.phase("load") == "Running", 400, lambda: served.kubectl("describe", "pod", "load"))
+    served.wait_running("load")
     served.apply(wish("good", SLEEP="86400"))
 
     def given_up() -> Any:

@@ -97,7 +97,7 @@ def wrong_password(space: Namespace) -> None:
     space.run_pod("guarded", SERVER_401, port=8000)
     data = {"username": "me", "password": "wrong"}
     space.apply({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "wrong"}, "stringData": data})
-    until(lambda: space.phase("guarded") == "Running", 400, lambda: space.kubectl("describe", "pod", "guarded"))
+    space.wait_running("guarded")
 
 
 CUSTOM_OP = """

@@ -9,7 +9,21 @@ from typing import Any
 import numpy as np
 import pytest
 
-from e2e.kit import LOAD, MANAGED, SYSTEM, Cluster, Namespace, drop_namespace, install, linear, make_namespace, mdep, onnx_folder, until
+from e2e.kit import (
+    LOAD,
+    MANAGED,
+    PATIENCE,
+    SYSTEM,
+    Cluster,
+    Namespace,
+    drop_namespace,
+    install,
+    linear,
+    make_namespace,
+    mdep,
+    onnx_folder,
+    until,
+)
 
 pytestmark = [pytest.mark.last, pytest.mark.slow, pytest.mark.timeout(900)]
 CRDS = {f"{plural}.slipway.dev" for plural in ("modeldeployments", "modelartifacts", "servingruntimes")}
@@ -78,7 +92,7 @@ def wait_scaled(space: Namespace, replicas: int) -> None:
     """Scale the model; that it happens shows that an operator has worked on it since."""
     space.kubectl("scale", "mdep/tiny", f"--replicas={replicas}")
     space.wait_ready("tiny")
-    until(lambda: len(serving_pods(space)) == replicas, 400, lambda: space.explain("tiny"))
+    until(lambda: len(serving_pods(space)) == replicas, PATIENCE, lambda: space.explain("tiny"))
 
 
 def test_models_answer_while_the_chart_is_upgraded_removed_and_installed_again(space: Namespace) -> None:
@@ -88,12 +102,12 @@ def test_models_answer_while_the_chart_is_upgraded_removed_and_installed_again(s
     objects, pods = uids(space), serving_pods(space)
     assert len(pods) == 1
     space.run_pod("load", LOAD, "tiny", "800")
-    until(lambda: space.phase("load") == "Running", 400, lambda: space.kubectl("describe", "pod", "load"))
+    space.wait_running("load")
 
     # upgrade: another log format and one more replica
     before = operator_pods(cluster)
     install(cluster, "operator.logFormat=text", "operator.replicas=3", command=("upgrade",))
-    until(lambda: not set(before) & set(operator_pods(cluster)), 400, lambda: f"{sorted(before)} → {sorted(operator_pods(cluster))}")
+    until(lambda: not set(before) & set(operator_pods(cluster)), PATIENCE, lambda: f"{sorted(before)} → {sorted(operator_pods(cluster))}")
     assert len(operator_pods(cluster)) == 3
     # helm waits for as many pods as the budget of the Deployment asks for, not for each
     line = until(lambda: cluster.run("-n", SYSTEM, "logs", min(operator_pods(cluster)), "--tail=1").stdout, 180)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from e2e.kit import WEIGHT, Cluster, Manifest, Namespace, built, mdep, model_folder, until, weights
+from e2e.kit import PATIENCE, WEIGHT, Cluster, Manifest, Namespace, built, mdep, model_folder, until, weights
 
 pytestmark = [pytest.mark.nightly, pytest.mark.slow, pytest.mark.timeout(900)]
 SYSTEM, DRIVER, CLASS = "slipway-fake-dra", "gpu.fake.slipway.dev", "gpu.fake.slipway.dev"
@@ -56,10 +56,10 @@ def devices(slipway: Cluster) -> Iterator[Cluster]:
         *cluster_wide, {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "driver", "namespace": SYSTEM}}, *pods
     )
     assert done.returncode == 0, done.stderr
-    until(lambda: published(slipway) == {"slipway-worker": 1, "slipway-worker2": 2}, 400, lambda: logs(slipway))
+    until(lambda: published(slipway) == {"slipway-worker": 1, "slipway-worker2": 2}, PATIENCE, lambda: logs(slipway))
     yield slipway
     # the kubelet asks the driver to let go of each claim, and a pod ends only then
-    until(lambda: not any(allocations(slipway)), 400, lambda: logs(slipway))
+    until(lambda: not any(allocations(slipway)), PATIENCE, lambda: logs(slipway))
     for kind, name in (("deviceclass", CLASS), ("clusterrolebinding", SYSTEM), ("clusterrole", SYSTEM)):
         slipway.run("delete", kind, name)
     slipway.run("delete", "namespace", SYSTEM, "--wait=true", timeout=120)
@@ -109,6 +109,6 @@ def test_a_rollout_ends_when_all_devices_are_claimed(devices: Cluster, namespace
     namespace.apply(model_folder("v1"), second, wish("configmap://v1", "FAKE-A"))
     first = namespace.wait_ready("tiny")["status"]["stable"]["revision"]
     namespace.apply(wish("configmap://v2", "FAKE-A"))
-    until(lambda: namespace.get("mdep", "tiny")["status"]["stable"]["revision"] != first, 400, lambda: namespace.explain("tiny"))
+    until(lambda: namespace.get("mdep", "tiny")["status"]["stable"]["revision"] != first, PATIENCE, lambda: namespace.explain("tiny"))
     namespace.wait_ready("tiny")
     assert [devices for devices in allocated(namespace).values() if devices] == [["slipway-worker/gpu-0"]]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from e2e.kit import ROOT, WEIGHT, Cluster, Namespace, mdep, model_folder, slipway_cli, until, weights
+from e2e.kit import PATIENCE, ROOT, WEIGHT, Cluster, Namespace, mdep, model_folder, slipway_cli, until, weights
 
 pytestmark = [pytest.mark.nightly, pytest.mark.slow, pytest.mark.timeout(900)]
 # Asks through the gateway: every other request has the header of the experiment; ends on SIGTERM
@@ -68,7 +68,7 @@ def serve(space: Namespace, address: str, rollout: dict[str, Any], pause: float,
     space.apply(model_folder("v1"), v2, near, wish(space, "v1", rollout, **routing))
     first = space.wait_ready("tiny")["status"]["stable"]["revision"]
     space.run_pod("load", LOAD, address, f"{space.name}.example.com", "tiny", str(pause))
-    until(lambda: space.phase("load") == "Running", 400, lambda: space.kubectl("describe", "pod", "load"))
+    space.wait_running("load")
     return str(first)
 
 
@@ -85,12 +85,12 @@ def test_other_answers_are_found_before_a_user_sees_them(namespace: Namespace, a
         row = namespace.get("mdep", "tiny")["status"].get("canary") or {}
         return row if row.get("phase") == "RolledBack" else None
 
-    row = until(given_up, 400, lambda: namespace.explain("tiny"))
+    row = until(given_up, PATIENCE, lambda: namespace.explain("tiny"))
     print(json.dumps({key: row.get(key) for key in ("reason", "message", "metrics", "evaluations")}))
     assert row["reason"] == "AnalysisFailed"
     assert "shadow-disagreement" in row["message"]
     namespace.apply(wish(namespace, "near", rollout))
-    until(lambda: namespace.get("mdep", "tiny")["status"]["stable"]["revision"] != first, 400, lambda: namespace.explain("tiny"))
+    until(lambda: namespace.get("mdep", "tiny")["status"]["stable"]["revision"] != first, PATIENCE, lambda: namespace.explain("tiny"))
     second = namespace.get("mdep", "tiny")["status"]["stable"]["revision"]
     load = namespace.end_load("load")
     print(json.dumps(load))
@@ -141,6 +141,6 @@ def test_little_traffic_neither_promotes_nor_rolls_back_and_probes_end_the_rollo
     assert {record["verdict"] for record in status["canary"]["evaluations"]} == {"Inconclusive"}
     assert (status["stable"]["revision"], status["canary"]["phase"]) == (first, "Progressing")
     namespace.apply(wish(namespace, "near", rollout("Probe")))
-    until(lambda: namespace.get("mdep", "tiny")["status"]["stable"]["revision"] != first, 400, lambda: namespace.explain("tiny"))
+    until(lambda: namespace.get("mdep", "tiny")["status"]["stable"]["revision"] != first, PATIENCE, lambda: namespace.explain("tiny"))
     load = namespace.end_load("load")
     assert load["failed"] == 0, load

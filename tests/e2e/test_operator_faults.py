@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from e2e.kit import MANAGED, SYSTEM, WEIGHT, Cluster, Namespace, mdep, onnx_folder, until
+from e2e.kit import MANAGED, PATIENCE, SYSTEM, WEIGHT, Cluster, Namespace, mdep, onnx_folder, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 LEASE = "slipway-operator"
@@ -120,7 +120,9 @@ def run_to_the_end(space: Namespace, kill: Callable[[], None] | None = None) -> 
         time.sleep(0.5)
     assert kill is None or kills == POINTS, f"over after {kills} kills: shorten INTERVAL"
     # old revisions stop after the drain
-    until(lambda: sum(d["spec"]["replicas"] for d in space.items("deployments", "-l", MANAGED)) == 1, 400, lambda: space.explain("tiny"))
+    until(
+        lambda: sum(d["spec"]["replicas"] for d in space.items("deployments", "-l", MANAGED)) == 1, PATIENCE, lambda: space.explain("tiny")
+    )
     return end_state(space, "tiny")
 
 

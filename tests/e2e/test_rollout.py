@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from e2e.kit import MODEL, ODD_LOAD, WEIGHT, Namespace, mdep, model_folder, onnx_folder, until
+from e2e.kit import MODEL, ODD_LOAD, PATIENCE, WEIGHT, Namespace, mdep, model_folder, onnx_folder, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -33,7 +33,7 @@ def test_a_good_canary_is_promoted_and_one_that_answers_nan_goes_back(namespace:
     namespace.apply(*folders, wish("v1"))
     first = namespace.wait_ready("tiny")["status"]["stable"]["revision"]
     namespace.run_pod("load", ODD_LOAD, "tiny", "5", "8", "0.02")
-    until(lambda: namespace.phase("load") == "Running", 400, lambda: namespace.kubectl("describe", "pod", "load"))
+    namespace.wait_running("load")
     _good(namespace, first)
     _bad(namespace)
     result = namespace.end_load("load")
@@ -46,7 +46,7 @@ def test_a_good_canary_is_promoted_and_one_that_answers_nan_goes_back(namespace:
 def _good(space: Namespace, first: str) -> None:
     """v2 walks through all steps, each with a verdict of its own."""
     space.apply(wish("v2"))
-    until(lambda: space.get("mdep", "tiny")["status"]["stable"]["revision"] != first, 400, lambda: space.explain("tiny"))
+    until(lambda: space.get("mdep", "tiny")["status"]["stable"]["revision"] != first, PATIENCE, lambda: space.explain("tiny"))
     told = [re.search(r"gets (\d+) % of the traffic", event["message"]) for event in space.events("tiny")]
     assert sorted(int(found[1]) for found in told if found) == [20, 50, 100]
     space.wait_ready("tiny")
@@ -62,7 +62,7 @@ def _bad(space: Namespace) -> None:
         row = space.get("mdep", "tiny")["status"].get("canary") or {}
         return row if row.get("phase") == "RolledBack" else None
 
-    row = until(given_up, 400, lambda: space.explain("tiny"))
+    row = until(given_up, PATIENCE, lambda: space.explain("tiny"))
     print(json.dumps({key: row[key] for key in ("reason", "message", "metrics", "evaluations")}))
     assert row["reason"] == "AnalysisFailed"
     assert "at 20 % of the traffic: nan-rate: " in row["message"]

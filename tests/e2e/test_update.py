@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 
-from e2e.kit import LOAD, WEIGHT, Namespace, linear, mdep, model_folder, until, weights
+from e2e.kit import LOAD, PATIENCE, WEIGHT, Namespace, linear, mdep, model_folder, until, weights
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -33,9 +33,9 @@ def test_update_under_load_then_revert_without_a_conversion(namespace: Namespace
 def _under_load(space: Namespace, pod: str, uri: str) -> None:
     """Change the model while 16 connections ask; not one request may fail, and both versions must have answered."""
     space.run_pod(pod, LOAD, "tiny", "300")
-    until(lambda: space.phase(pod) == "Running", 400, lambda: space.kubectl("describe", "pod", pod))
+    space.wait_running(pod)
     space.apply(mdep("tiny", uri))
-    until(lambda: space.phase(pod) in ("Succeeded", "Failed"), 400, lambda: space.explain("tiny"))
+    until(lambda: space.phase(pod) in ("Succeeded", "Failed"), PATIENCE, lambda: space.explain("tiny"))
     result = json.loads(space.kubectl("logs", pod).splitlines()[-1])
     print(pod, result)
     assert result["failed"] == 0, result
@@ -47,7 +47,7 @@ def test_pods_deleted_one_by_one_under_load_lose_no_request(namespace: Namespace
     namespace.apply(model_folder("v1"), mdep("tiny", "configmap://v1", serving={"replicas": 2}))
     revision = namespace.wait_ready("tiny")["status"]["stable"]["revision"]
     namespace.run_pod("load", LOAD, "tiny", "300")
-    until(lambda: namespace.phase("load") == "Running", 400, lambda: namespace.kubectl("describe", "pod", "load"))
+    namespace.wait_running("load")
     begin, deleted = time.monotonic(), 0
 
     def is_whole() -> bool:
@@ -58,7 +58,7 @@ def test_pods_deleted_one_by_one_under_load_lose_no_request(namespace: Namespace
         namespace.kubectl("delete", "pod", oldest["metadata"]["name"], "--wait=false")
         deleted += 1
         time.sleep(2)
-        until(is_whole, 400, lambda: namespace.explain("tiny"))
+        until(is_whole, PATIENCE, lambda: namespace.explain("tiny"))
     result = namespace.end_load("load")
     print(deleted, result)
     assert deleted >= 3

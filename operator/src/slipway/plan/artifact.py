@@ -18,12 +18,14 @@ from slipway.plan.objects import (
     KEYS_DIR,
     PRIVATE_KEY,
     PUBLIC_KEY,
+    VERIFICATION_KEY,
     env,
     key_volume,
     mounts,
     name_of,
     owner,
     pod_security_context,
+    secret_source,
     security_context,
 )
 from slipway.snapshot import Config, Manifest
@@ -32,7 +34,7 @@ DEFAULT_TIMEOUT = "10m"
 WORK_LIMIT = "32Gi"
 LIGHT = {"requests": {"cpu": "50m", "memory": "128Mi"}, "limits": {"memory": "1Gi"}}
 HEAVY = {"requests": {"cpu": "250m", "memory": "768Mi"}, "limits": {"memory": "4Gi"}}
-_KEYS = {"fetch": "verification-key", names.PUBLISH: "signing-key"}  # volumes; the other containers get no key
+_KEYS = {"fetch": VERIFICATION_KEY, names.PUBLISH: "signing-key"}  # volumes; the other containers get no key
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
@@ -171,15 +173,11 @@ def _volumes(spec: Mapping[str, Any], config: Config) -> list[dict[str, Any]]:
     credentials = (model.get("credentialsSecretRef") or {}).get("name")
     return [
         *scratch,
-        {"name": "registry-credentials", **_secret(config.registry_secret)},
-        {"name": "source-credentials", **_secret(credentials)},
+        {"name": "registry-credentials", **secret_source(config.registry_secret)},
+        {"name": "source-credentials", **secret_source(credentials)},
         {"name": "origin", **_origin(model["uri"])},
         *([key_volume(_KEYS["fetch"], keys, PUBLIC_KEY), key_volume(_KEYS[names.PUBLISH], keys, PRIVATE_KEY, PUBLIC_KEY)] if keys else ()),
     ]
-
-
-def _secret(name: str | None) -> dict[str, Any]:
-    return {"secret": {"secretName": name, "optional": True}} if name else {"emptyDir": {}}
 
 
 def _origin(uri: str) -> dict[str, Any]:

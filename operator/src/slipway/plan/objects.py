@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from slipway import names
@@ -12,6 +13,7 @@ from slipway.snapshot import Manifest, ObjectRef
 UID = 65532
 KEYS_DIR = "/var/run/slipway/signing"
 PUBLIC_KEY, PRIVATE_KEY = "public.pem", "private.pem"
+VERIFICATION_KEY = "verification-key"  # volume
 
 
 def name_of(manifest: Manifest) -> str:
@@ -84,6 +86,28 @@ def security_context() -> dict[str, Any]:
 def pod_security_context() -> dict[str, Any]:
     """Return the pod's security context: one unprivileged user, volumes writable by its group."""
     return {"runAsNonRoot": True, "runAsUser": UID, "runAsGroup": UID, "fsGroup": UID, "seccompProfile": {"type": "RuntimeDefault"}}
+
+
+def secret_source(name: str | None) -> dict[str, Any]:
+    """Return what a volume is made of: a Secret, which may be absent, or nothing where none is named."""
+    return {"secret": {"secretName": name, "optional": True}} if name else {"emptyDir": {}}
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """What a container needs that verifies artifacts: additions to its pod's volumes, its mounts and its environment."""
+
+    volumes: tuple[dict[str, Any], ...] = ()
+    mounts: tuple[tuple[str, str, bool], ...] = ()
+    variables: Mapping[str, str] = field(default_factory=dict)
+
+
+def verification(secret: str | None) -> Verification:
+    """Return what verifies with the public key of a Secret; nothing when artifacts are not signed."""
+    if not secret:
+        return Verification()
+    volume = key_volume(VERIFICATION_KEY, secret, PUBLIC_KEY)
+    return Verification((volume,), ((VERIFICATION_KEY, KEYS_DIR, True),), {"SLIPWAY_SIGNING_SECRET": secret})
 
 
 def key_volume(name: str, secret: str, *files: str) -> dict[str, Any]:

@@ -14,16 +14,15 @@ from slipway.api.reasons import Reason
 from slipway.plan import traffic
 from slipway.plan.diagnose import Problem
 from slipway.plan.objects import (
-    KEYS_DIR,
-    PUBLIC_KEY,
     env,
-    key_volume,
     mounts,
     name_of,
     owner,
     pod_security_context,
+    secret_source,
     security_context,
     status_of,
+    verification,
 )
 from slipway.plan.revisions import is_complete
 from slipway.plan.rollout import Phase, Plan, Policy, needs_shadow
@@ -75,11 +74,12 @@ def objects(resource: Manifest, plan: Plan, artifact: Manifest | None, config: C
         "terminationGracePeriodSeconds": 15,
         "securityContext": pod_security_context(),
         "containers": [_container(resource, (stable, canary), artifact, config)],
-        "volumes": [{"name": "tmp", "emptyDir": {}}, {"name": "registry-credentials", **_credentials(config)}],
+        "volumes": [
+            {"name": "tmp", "emptyDir": {}},
+            {"name": "registry-credentials", **secret_source(config.registry_secret)},
+            *verification(_keys_of(artifact)).volumes,
+        ],
     }
-    secret = _keys_of(artifact)
-    if secret:
-        pod["volumes"].append(key_volume("verification-key", secret, PUBLIC_KEY))
     if config.image_pull_secrets:
         pod["imagePullSecrets"] = [{"name": secret} for secret in config.image_pull_secrets]
     made = {
@@ -107,32 +107,24 @@ def _container(resource: Manifest, pair: tuple[str, str], artifact: Manifest | N
     if source.get("repository") and source.get("digest"):
         arguments += [f"--repository={source['repository']}", f"--digest={source['digest']}"]
     probe = {"httpGet": {"path": "/v2/health/ready", "port": names.PORT_NAME}, "periodSeconds": 2}
-    variables = {"SLIPWAY_PLAIN_HTTP": ",".join(config.plain_http)}
+    keys = verification(_keys_of(artifact))
     rows = [("tmp", "/tmp", False), ("registry-credentials", "/var/run/slipway/registry-credentials", True)]  # noqa: S108
-    secret = _keys_of(artifact)
-    if secret:
-        rows.append(("verification-key", KEYS_DIR, True))
-        variables["SLIPWAY_SIGNING_SECRET"] = secret
     return {
         "name": names.COMPARATOR,
         "image": config.runtime_image,
         "command": ["slipway-runtime", *arguments],
-        "env": env(variables),
+        "env": env({"SLIPWAY_PLAIN_HTTP": ",".join(config.plain_http), **keys.variables}),
         "ports": [{"name": names.PORT_NAME, "containerPort": PORT, "protocol": "TCP"}],
         "readinessProbe": probe,
         "resources": RESOURCES,
         "securityContext": security_context(),
-        "volumeMounts": mounts(rows),
+        "volumeMounts": mounts([*rows, *keys.mounts]),
     }
 
 
 def _keys_of(artifact: Manifest | None) -> str | None:
     """Return the Secret whose key signed the golden inputs; None for an artifact from before signing, which may still be the canary."""
     return artifact["spec"].get("signingSecret") if artifact is not None else None
-
-
-def _credentials(config: Config) -> dict[str, Any]:
-    return {"secret": {"secretName": config.registry_secret, "optional": True}} if config.registry_secret else {"emptyDir": {}}
 
 
 def condition(resource: Manifest, policy: Policy) -> tuple[bool, Problem] | None:

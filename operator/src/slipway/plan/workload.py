@@ -9,17 +9,16 @@ from typing import Any
 from slipway import names
 from slipway.plan import accelerator
 from slipway.plan.objects import (
-    KEYS_DIR,
-    PUBLIC_KEY,
     annotation,
     env,
-    key_volume,
     mounts,
     name_of,
     owner,
     pod_security_context,
+    secret_source,
     security_context,
     status_of,
+    verification,
 )
 from slipway.snapshot import Config, Manifest
 
@@ -142,28 +141,23 @@ def _image(runtime: Manifest, fmt: str) -> str:
 
 
 def _volumes(config: Config) -> list[dict[str, Any]]:
-    secret = config.registry_secret
-    credentials: dict[str, Any] = {"secret": {"secretName": secret, "optional": True}} if secret else {"emptyDir": {}}
-    keys = [key_volume("verification-key", config.signing_secret, PUBLIC_KEY)] if config.signing_secret else []
-    return [{"name": "models", "emptyDir": {}}, {"name": "tmp", "emptyDir": {}}, {"name": "registry-credentials", **credentials}, *keys]
+    credentials = {"name": "registry-credentials", **secret_source(config.registry_secret)}
+    scratch = [{"name": "models", "emptyDir": {}}, {"name": "tmp", "emptyDir": {}}]
+    return [*scratch, credentials, *verification(config.signing_secret).volumes]
 
 
 def _pull(artifact: Manifest, config: Config) -> dict[str, Any]:
-    status = status_of(artifact)
+    status, keys = status_of(artifact), verification(config.signing_secret)
     arguments = ["--repository", status["repository"], "--digest", status["digest"], "--output", MODEL_DIR]
     rows = [("models", "/models", False), ("tmp", "/tmp", False), ("registry-credentials", "/var/run/slipway/registry-credentials", True)]  # noqa: S108
-    variables = {"SLIPWAY_PLAIN_HTTP": ",".join(config.plain_http)}
-    if config.signing_secret:
-        rows.append(("verification-key", KEYS_DIR, True))
-        variables["SLIPWAY_SIGNING_SECRET"] = config.signing_secret
     return {
         "name": names.PULL,
         "image": config.runtime_image,
         "command": ["slipway-runtime", "pull", *arguments],
-        "env": env(variables),
+        "env": env({"SLIPWAY_PLAIN_HTTP": ",".join(config.plain_http), **keys.variables}),
         "resources": {"requests": {"cpu": "50m", "memory": "128Mi"}},
         "securityContext": security_context(),
-        "volumeMounts": mounts(rows),
+        "volumeMounts": mounts([*rows, *keys.mounts]),
     }
 
 
