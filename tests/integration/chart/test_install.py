@@ -63,9 +63,9 @@ def spaces(server: ApiServer) -> Iterator[None]:
 
     def are_gone() -> bool:
         release_deleted_claims(server)
-        return not set(names) & {name for _, _, name in objects(server, ("namespaces",))}
+        return not {*names, *CRDS} & {name for _, _, name in objects(server, ("namespaces", "crd"))}
 
-    until(are_gone, "the namespaces are gone")
+    until(are_gone, "the namespaces and the CRDs are gone", 120)
 
 
 def run_helm(server: ApiServer, *arguments: str) -> subprocess.CompletedProcess[str]:

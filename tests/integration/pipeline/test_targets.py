@@ -258,11 +258,37 @@ def test_aotinductor_is_compiled_for_a_level_of_cpus_and_loaded_without_a_compil
         assert model.backend.infer({"x": np.ones((size, 16), dtype=np.float32)})["y"].shape == (size, 4)
 
 
+def test_aotinductor_gives_what_forward_gives_whatever_its_structure(pipeline, source):
+    model = "import torch\nclass Two(torch.nn.Module):\n  def forward(self, a, b):\n    return {'sum': a + b, 'both': (a * b).relu()}\n"
+    names = ("a", "b"), ("both", "sum")
+    inputs, outputs = ([{"name": name, "dtype": "float32", "shape": ["batch", 3]} for name in side] for side in names)
+    spec = {"signature": {"inputs": inputs, "outputs": outputs}, "conversion": {"candidates": [{"target": "AOTInductor"}]}}
+    last = pipeline.run({"model": source(model + "def build():\n    return Two().eval()\n"), **spec})
+    assert last.reason == "Published", last.log
+    a, b = np.float32([[1, -2, 3]]), np.float32([[-1, 5, 2]])
+    answer = opened(pipeline, last.message["artifactDigest"]).backend.infer({"a": a, "b": b})
+    np.testing.assert_allclose(answer["sum"], a + b)
+    np.testing.assert_allclose(answer["both"], np.maximum(a * b, 0))
+
+
 def test_aotinductor_without_a_compiler_is_unavailable(pipeline, source):
     candidates = [{"target": "AOTInductor"}]
     spec = {"model": source(MLP), "signature": MLP_SIGNATURE, "conversion": {"candidates": candidates}}
     last = pipeline.run(spec, CXX="no-such-compiler")
     assert (last.reason, last.message["candidates"][0]["verdict"]) == ("TargetUnavailable", "Unavailable")
+
+
+def test_aotinductor_with_a_compiler_that_would_link_a_libstdcxx_of_its_own_is_unavailable(pipeline, source, tmp_path):
+    compiler = tmp_path / "g++"
+    answer = "#!/bin/sh\n[ $1 != -print-file-name=libstdc++.so ] || { echo libstdc++.so; exit; }\n"
+    compiler.write_text(answer + 'exec g++ -static-libstdc++ "$@"\n')
+    compiler.chmod(0o755)
+    spec = {"model": source(MLP), "signature": MLP_SIGNATURE, "conversion": {"candidates": [{"target": "AOTInductor"}]}}
+    last = pipeline.run(spec, CXX=str(compiler))
+    row = last.message["candidates"][0]
+    assert (last.reason, row["verdict"]) == ("TargetUnavailable", "Unavailable")
+    assert "has no shared libstdc++" in row["message"]
+    assert "install" in row["message"]
 
 
 def test_an_onnx_source_in_int8(pipeline, source, web):

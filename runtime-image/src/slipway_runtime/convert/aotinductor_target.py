@@ -8,7 +8,9 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+import subprocess
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,13 +31,10 @@ def build(job: Job) -> dict[str, Any]:
     """Export, compile, and say what to load.
 
     Raises:
-        Failure: as `exported` does; TargetUnavailable without a C++ compiler; ConversionFailed with the compiler's words.
+        Failure: as `exported` does; TargetUnavailable without a C++ compiler that links a shared libstdc++; ConversionFailed with the
+            compiler's words.
     """
-    compiler = os.environ.get("CXX") or "g++"
-    if shutil.which(compiler) is None:
-        raise Failure(
-            UNAVAILABLE, f"AOTInductor compiles C++, and there is no {compiler} in the converter image; use slipway-runtime-torch"
-        )
+    compiler = usable_compiler(os.environ.get("CXX") or "g++")
     program, _ = exported(job)
     if job.wanted.precision not in INT8 and torch_device() == "cuda":
         program = on_gpu(program)
@@ -54,6 +53,30 @@ def build(job: Job) -> dict[str, Any]:
             raise
         raise Failure("ConversionFailed", f"AOTInductor: {first_line(error)[:600]}") from error
     return {"format": "AOTInductor", "entry": _ENTRY}
+
+
+def usable_compiler(compiler: str) -> str:
+    """Return the compiler if what it links shares libstdc++ with torch.
+
+    A package with a copy of its own finds torch's locale facets by its own numbers, and the process that loads it ends by SIGSEGV in
+    std::regex (docs/design/0019-aotinductor.md). A compiler links the archive, without a word, when libstdc++.so is missing or dangling.
+
+    Raises:
+        Failure: TargetUnavailable, with what to do.
+    """
+    if shutil.which(compiler) is None:
+        raise Failure(
+            UNAVAILABLE, f"AOTInductor compiles C++, and there is no {compiler} in the converter image; use slipway-runtime-torch"
+        )
+    asked = subprocess.run([compiler, "-print-file-name=libstdc++.so"], capture_output=True, text=True, check=False)
+    library = Path(asked.stdout.strip())  # the bare name where there is none
+    if not (library.is_absolute() and library.exists()):
+        raise Failure(
+            UNAVAILABLE,
+            f"{compiler} has no shared libstdc++ ({library} does not exist), and a package with its own copy crashes when loaded; "
+            "install the libstdc++-dev of this compiler in the converter image, or set CXX to another one",
+        )
+    return compiler
 
 
 def on_gpu(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:

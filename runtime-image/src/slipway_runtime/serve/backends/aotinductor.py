@@ -6,8 +6,10 @@ import json
 import platform
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch.utils import _pytree as pytree
 
 from slipway_runtime.artifact import Artifact
 from slipway_runtime.reasons import Failure
@@ -32,9 +34,25 @@ def aotinductor_backend(artifact: Artifact, threads: int) -> TorchBackend:
     if device == "cuda" and torch_device() != "cuda":
         raise Failure("ModelLoadFailed", f"{artifact.entry} is compiled for a CUDA GPU, and this pod has none; set spec.accelerator")
     torch.set_num_threads(threads)
-    # On a GPU its own locks would stop a recording; CudaBackend lets one thread at a time launch anyway.
-    runner = torch._inductor.aoti_load_package(str(path), run_single_threaded=device == "cuda")
-    return torch_backend(runner, artifact, threads, "pytorch_aotinductor", device)
+    return torch_backend(Package(path, device), artifact, threads, "pytorch_aotinductor", device)
+
+
+class Package:
+    """A package as a callable of tensors.
+
+    What `torch._inductor.aoti_load_package` does, with torch's own loader, but without importing the compiler (six seconds of CPU), and
+    the structure of the outputs is read once instead of at each call (docs/design/0019-aotinductor.md).
+    """
+
+    def __init__(self, path: Path, device: str) -> None:
+        # On a GPU its own locks would stop a recording; CudaBackend lets one thread at a time launch anyway.
+        self._loader = torch._C._aoti.AOTIModelPackageLoader(str(path), "model", device == "cuda", 1, -1)
+        _, outputs = self._loader.get_call_spec()
+        self._outputs = pytree.treespec_loads(outputs)
+
+    def __call__(self, *inputs: torch.Tensor) -> Any:
+        """Run the model; returns what its `forward` returned."""
+        return pytree.tree_unflatten(self._loader.boxed_run(list(inputs)), self._outputs)
 
 
 def package_device(path: Path) -> str:
