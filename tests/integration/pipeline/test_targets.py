@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from slipway_runtime.candidates import PRECISIONS
 from slipway_runtime.serve.model import LoadOptions, load_model
@@ -269,6 +271,42 @@ def test_aotinductor_gives_what_forward_gives_whatever_its_structure(pipeline, s
     answer = opened(pipeline, last.message["artifactDigest"]).backend.infer({"a": a, "b": b})
     np.testing.assert_allclose(answer["sum"], a + b)
     np.testing.assert_allclose(answer["both"], np.maximum(a * b, 0))
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU"])
+def test_a_recurrent_network_keeps_its_length_dynamic(pipeline, source, kind):
+    model = f"""
+import torch
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = torch.nn.{kind}(4, 8, num_layers=2, batch_first=True), torch.nn.Linear(8, 2)
+
+    def forward(self, x):
+        return self.head(self.body(x)[0][:, -1])
+
+def build():
+    torch.manual_seed(1)
+    return Net().eval()
+"""
+    signature = {
+        "inputs": [{"name": "x", "dtype": "float32", "shape": ["batch", "length", 4]}],
+        "outputs": [{"name": "y", "dtype": "float32", "shape": ["batch", 2]}],
+    }
+    namespace: dict[str, Any] = {}
+    exec(model, namespace)
+    net = namespace["build"]()
+    spec = {"model": source(model), "signature": signature}
+    for target in ("ONNX", "TorchScript", "ExportedProgram"):
+        last = pipeline.run({**spec, "conversion": {"candidates": [{"target": target}]}})
+        assert last.reason == "Published", last.log
+        backend = opened(pipeline, last.message["artifactDigest"]).backend
+        for shape in ((1, 7, 4), (5, 1, 4), (2, 100, 4)):
+            x = np.random.default_rng(1).standard_normal(shape).astype(np.float32)
+            with torch.no_grad():
+                want = net(torch.from_numpy(x)).numpy()
+            np.testing.assert_allclose(backend.infer({"x": x})["y"], want, atol=1e-4, err_msg=target)
 
 
 def test_aotinductor_without_a_compiler_is_unavailable(pipeline, source):

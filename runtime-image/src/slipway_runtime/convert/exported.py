@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
+from torch.export._patches import register_gru_while_loop_decomposition, register_lstm_while_loop_decomposition
 
 from slipway_runtime.candidates import INT8
 from slipway_runtime.convert import Job
@@ -36,13 +39,24 @@ def exported(job: Job) -> tuple[torch.export.ExportedProgram, Example]:
 def _exported(module: torch.nn.Module, example: Example, job: Job) -> torch.export.ExportedProgram:
     shapes = shape_argument(module, job.signature)
     try:
-        with warnings.catch_warnings(), torch.no_grad():
+        with warnings.catch_warnings(), torch.no_grad(), whole_recurrence():
             warnings.simplefilter("ignore")
             return torch.export.export(module, example, dynamic_shapes=shapes)
     except Exception as error:
         if is_out_of_memory(error):
             raise
         raise export_finding(error, job.source, "torch.export") from error
+
+
+@contextmanager
+def whole_recurrence() -> Iterator[None]:
+    """Have torch.export leave an LSTM or a GRU whole.
+
+    By itself it writes their steps out one after the other, and so freezes a dynamic length. torch.onnx.export does the same
+    (torch/onnx/_internal/exporter/_capture_strategies.py, patch_dynamic_shape_rnn_decompositions).
+    """
+    with register_lstm_while_loop_decomposition(), register_gru_while_loop_decomposition():
+        yield
 
 
 def _check_dynamic(program: torch.export.ExportedProgram, job: Job) -> None:
