@@ -30,6 +30,7 @@ POD_TEMPLATE = f"{GROUP}/pod-template"  # annotation: the pod template as it was
 DIGEST = f"{GROUP}/artifact-digest"  # annotation: what the revision serves
 FORMAT = f"{GROUP}/format"  # annotation
 ACCELERATOR = f"{GROUP}/accelerator"  # annotation of a pod template: spec.accelerator as it was rendered
+METRICS_PORT = f"{GROUP}/metrics-port"  # annotation of a pod whose metrics are not on the port of the requests
 MANIFEST = f"{GROUP}/manifest"  # annotation of a shipped ServingRuntime: hash of the chart's manifest
 SHAPE = f"{GROUP}/shape"  # annotation: the part of the spec that the revision was made of, so that one can go back to it
 STABLE = f"{GROUP}/stable"  # annotation of the stable Service: which revision is stable
@@ -45,6 +46,7 @@ MAX_LABEL = 63  # of a label's value and of a Service's name (RFC 1123)
 
 PORT_NAME = "http"
 GRPC_PORT_NAME = "grpc"
+METRICS_PORT_NAME = "metrics"  # of a server whose metrics have a port of their own
 PUBLISH = "publish"
 PIPELINE = ("fetch", "convert", "validate", PUBLISH)
 SERVER = "server"

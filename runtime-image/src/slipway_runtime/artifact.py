@@ -53,6 +53,12 @@ class Signature:
         return cls(*(tuple(_tensor(spec) for spec in value[side]) for side in ("inputs", "outputs")))
 
 
+def takes_batches(signature: Signature) -> bool:
+    """Whether rows of several requests may go in together: one named dimension is the first of every input and output."""
+    firsts = {spec.shape[0] if spec.shape else None for spec in (*signature.inputs, *signature.outputs)}
+    return len(firsts) == 1 and isinstance(next(iter(firsts)), str)
+
+
 @dataclass(frozen=True, slots=True)
 class Golden:
     """Recorded inputs and outputs that a serving node must reproduce before it is ready.

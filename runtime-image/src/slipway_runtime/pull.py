@@ -8,14 +8,16 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import shutil
 from pathlib import Path
 
 from slipway_runtime.artifact import CONFIG_NAME, MANIFEST_NAME, FileEntry, manifest_files, open_artifact
 from slipway_runtime.attestation import checked, verified
+from slipway_runtime.layout import LAYOUTS, SLIPWAY, Place, lay_out
 from slipway_runtime.oci import Access, Client, Manifest, access_from_environment
 from slipway_runtime.reasons import Failure
-from slipway_runtime.settings import Signing, step
+from slipway_runtime.settings import Signing, batching, step
 
 log = logging.getLogger("slipway")
 
@@ -27,16 +29,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--repository", required=True, help="host:port/prefix/<namespace>")
     parser.add_argument("--digest", required=True, help="sha256:… of the artifact's manifest")
     parser.add_argument("--output", required=True, type=Path, help="folder to store it in; replaced when it holds something else")
+    parser.add_argument("--layout", choices=LAYOUTS, default=SLIPWAY, help="what the server wants to find (default: Slipway, the artifact)")
+    group = parser.add_argument_group("for layouts of other servers")
+    group.add_argument("--layout-output", type=Path, help="folder to lay the artifact out in")
+    group.add_argument("--model-name", default="model", help="the model's name in paths")
+    group.add_argument("--port", type=int, default=8080, help="of inference requests")
+    group.add_argument("--metrics-port", type=int, default=8082, help="of the metrics")
+    group.add_argument("--max-batch-size", default="1", help="rows of a batch (default: 1, no batching)")
+    group.add_argument("--max-delay", default="0s", help="wait for company at most, such as 2ms")
+    group.add_argument("--gpu", action="store_true", help="the server has an accelerator")
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Pull an artifact; does nothing when it lies there whole.
+    """Pull an artifact; does nothing when it lies there whole. Then lay it out, if another server than ours is to load it.
 
     Raises:
         Failure: ArtifactNotFound, ArtifactCorrupt, RegistryUnavailable, RegistryRejected, ProvenanceUnverified, SigningKeyUnusable,
             InvalidArguments.
     """
     pull(arguments.repository, arguments.digest, arguments.output, access_from_environment())
+    if arguments.layout == SLIPWAY:
+        return
+    if arguments.layout_output is None:
+        raise Failure("InvalidArguments", f"--layout {arguments.layout} needs --layout-output")
+    max_batch, max_delay = batching(arguments.max_batch_size, arguments.max_delay)
+    threads = max(1, int(os.environ.get("SLIPWAY_SERVER_MILLICPUS", "1000")) // 1000)
+    place = Place(arguments.model_name, arguments.port, arguments.metrics_port, max_batch, max_delay, threads, arguments.gpu)
+    lay_out(open_artifact(arguments.output, arguments.digest), arguments.layout, arguments.layout_output, place)
 
 
 def pull(repository: str, digest: str, output: Path, access: Access) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -134,6 +135,26 @@ def signing_from_environment(environment: Mapping[str, str] = os.environ) -> Sig
     """Return what the environment says about signing; None when it is off."""
     secret = environment.get("SLIPWAY_SIGNING_SECRET")
     return Signing(secret, Path(environment.get("SLIPWAY_SIGNING_DIR", "/var/run/slipway/signing"))) if secret else None
+
+
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(us|ms|s)")
+_UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
+
+
+def batching(size: str, delay: str) -> tuple[int, float]:
+    """Return the batch limit and the longest wait in seconds.
+
+    Args:
+        size: rows, 1 to 4096.
+        delay: such as 2ms.
+
+    Raises:
+        Failure: InvalidArguments.
+    """
+    parsed = _DURATION.fullmatch(delay)
+    if not size.isdigit() or not 1 <= int(size) <= 4096 or parsed is None:
+        raise Failure("InvalidArguments", f"max batch size {size!r} must be 1 to 4096, max delay {delay!r} a duration such as 2ms")
+    return int(size), float(parsed[1]) * _UNITS[parsed[2]]
 
 
 def _spec(text: str) -> Mapping[str, Any]:

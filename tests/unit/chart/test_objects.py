@@ -145,6 +145,21 @@ def test_no_format_has_another_default_than_slipway(default: list[Manifest]) -> 
     assert {name: runtime and runtime["metadata"]["name"] for name, runtime in chosen.items()} == dict.fromkeys(names, "slipway")
 
 
+def test_other_systems_servers_are_shipped_on_request(default: list[Manifest]) -> None:
+    assert set(shipped_runtimes(default)) == {"slipway", "libtorch"}
+    values = {name: {"enabled": True, "image": f"{name}:1"} for name in ("triton", "torchserve")}
+    runtimes = shipped_runtimes(render({"servingRuntimes": values}))
+    assert {name: runtimes[name]["spec"]["image"] for name in values} == {"triton": "triton:1", "torchserve": "torchserve:1"}
+    for name in values:
+        spec = ServingRuntime.model_validate(runtimes[name]).spec
+        assert spec.layout.lower() == name
+        assert spec.metrics.port not in (None, spec.port, spec.grpc_port)
+        assert "{{modelDir}}" in " ".join(spec.args or ())
+    ours = {entry["name"] for entry in runtimes["slipway"]["spec"]["formats"]}
+    chosen = {name: runtime_for(name, None, tuple(runtimes.values())) for name in ours}
+    assert {runtime and runtime["metadata"]["name"] for runtime in chosen.values()} == {"slipway"}, "nobody gets them unasked"
+
+
 @pytest.mark.parametrize("name", ["slipway", "libtorch"])
 def test_the_shipped_serving_runtimes_are_valid(default: list[Manifest], name: str) -> None:
     runtime = shipped_runtimes(default)[name]

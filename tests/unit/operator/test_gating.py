@@ -254,8 +254,15 @@ def test_whom_to_ask_for_metrics() -> None:
         pod("pending", None),
     ):
         world.put(row)
+    apart = pod("apart", "10.0.0.4")
+    apart["spec"]["containers"][0]["ports"].append({"name": "metrics", "containerPort": 8002})
+    world.put(apart)
     found = dict(scrape_urls(world.snapshot(*KEY), "b"))
-    assert found == {"one": "http://10.0.0.1:8080/stats", "six": "http://[fd00::6]:9000/stats"}
+    assert found == {
+        "one": "http://10.0.0.1:8080/stats",
+        "six": "http://[fd00::6]:9000/stats",
+        "apart": "http://10.0.0.4:8002/stats",
+    }
     assert dict(scrape_urls(world.snapshot(*KEY), "a")) == {}
     assert dict(probe_urls(world.snapshot(*KEY), "b")) == {}, "its runtime has no replay"
     world.runtimes = (REPLAYING,)

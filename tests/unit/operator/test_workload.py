@@ -74,3 +74,73 @@ def test_an_emptied_field_is_the_same_revision_as_none(empty):
     shape = revision_shape({**spec, "serving": {"replicas": 2, "runtime": "slipway"}})
     assert revision_shape({**spec, "serving": {"replicas": 2, "runtime": "slipway", **empty}}) == shape
     assert revision_shape({**spec, "serving": {"replicas": 1, **empty}}) == revision_shape(spec)
+
+
+def pod_of(serving=None, accelerator=None, **spec):
+    resource = model_deployment(serving=serving or {}, **({"accelerator": accelerator} if accelerator else {}))
+    return revision_deployment(resource, "digits-1", ARTIFACT, runtime(**spec), CONFIG)["spec"]["template"]
+
+
+def pull_of(pod):
+    (container,) = pod["spec"]["initContainers"]
+    return container["command"], {item["name"]: item for item in container["env"]}
+
+
+GPU = {"resourceName": "nvidia.com/gpu", "count": 1}
+
+
+@pytest.mark.parametrize(
+    ("serving", "accelerator", "spec", "words"),
+    [
+        ({}, None, {}, None),
+        ({}, None, {"layout": "Slipway"}, None),
+        ({}, None, {"layout": "Triton"}, []),
+        ({}, None, {"layout": "Triton", "metrics": {"port": 8002}}, ["--metrics-port", "8002"]),
+        ({"batching": {"maxBatchSize": 8}}, None, {"layout": "Triton"}, ["--max-batch-size", "8", "--max-delay", "0ms"]),
+        (
+            {"batching": {"maxBatchSize": 8, "maxDelay": "2ms"}},
+            GPU,
+            {"layout": "TorchServe"},
+            ["--max-batch-size", "8", "--max-delay", "2ms", "--gpu"],
+        ),
+    ],
+)
+def test_pull_is_told_the_layout(serving, accelerator, spec, words):
+    command, variables = pull_of(pod_of(serving, accelerator, **spec))
+    if words is None:
+        assert "--layout" not in command
+        assert "SLIPWAY_SERVER_MILLICPUS" not in variables
+        return
+    start = ["--layout", spec["layout"], "--layout-output", "/models/layout", "--model-name", "digits", "--port", "8080"]
+    assert command[command.index("--layout") :] == [*start, *words]
+    source = {"containerName": "server", "resource": "limits.cpu", "divisor": "1m"}
+    assert variables["SLIPWAY_SERVER_MILLICPUS"]["valueFrom"] == {"resourceFieldRef": source}
+
+
+@pytest.mark.parametrize(("layout", "folder"), [({}, "/models/artifact"), ({"layout": "Triton"}, "/models/layout")])
+def test_the_model_folder_is_the_layout_s(layout, folder):
+    assert server_of({}, args=["{{modelDir}}"], **layout)["args"] == [folder]
+
+
+def test_metrics_on_a_port_of_their_own():
+    pod = pod_of(metrics={"path": "/metrics", "port": 8002}, args=["{{metricsPort}}"])
+    (server,) = pod["spec"]["containers"]
+    assert [(port["name"], port["containerPort"]) for port in server["ports"]] == [("http", 8080), ("metrics", 8002)]
+    assert server["args"] == ["8002"]
+    assert pod["metadata"]["annotations"] == {"slipway.dev/metrics-port": "8002"}
+    same = pod_of(metrics={"port": 8080}, args=["{{metricsPort}}"])
+    assert [port["name"] for port in same["spec"]["containers"][0]["ports"]] == ["http"]
+    assert same["spec"]["containers"][0]["args"] == ["8080"]
+    assert "annotations" not in same["metadata"]
+
+
+def test_a_server_that_stops_at_once_is_kept_while_its_endpoints_go():
+    assert server_of({}, drainSeconds=5)["lifecycle"] == {"preStop": {"exec": {"command": ["sleep", "5"]}}}
+    assert "lifecycle" not in server_of({})
+
+
+def test_a_command_may_tell_that_the_server_has_started():
+    server = server_of({}, probes={"startupCommand": ["ask", "{{modelName}}"], "readinessPath": "/ping"})
+    assert server["startupProbe"]["exec"] == {"command": ["ask", "digits"]}
+    assert "httpGet" not in server["startupProbe"]
+    assert [server[f"{probe}Probe"]["httpGet"]["path"] for probe in ("readiness", "liveness")] == ["/ping", "/v2/health/live"]

@@ -11,7 +11,7 @@ from slipway.api.modeldeployment import ObservedFormat
 from slipway.api.rules import ApiModel
 
 Words = Annotated[tuple[Annotated[str, Field(max_length=4096)], ...], Field(max_length=64, json_schema_extra=ATOMIC)]
-_PLACEHOLDERS = "{{modelDir}}, {{modelName}}, {{revision}}, {{artifactDigest}}, {{port}} and {{grpcPort}} are replaced"
+_PLACEHOLDERS = "{{modelDir}}, {{modelName}}, {{revision}}, {{artifactDigest}}, {{port}}, {{grpcPort}} and {{metricsPort}} are replaced"
 
 
 class RuntimeFormat(ApiModel):
@@ -33,6 +33,11 @@ class RuntimeFormat(ApiModel):
 class Probes(ApiModel):
     """Where the server tells how it is."""
 
+    startup_command: Words | None = Field(
+        default=None,
+        description="Command in the container that ends with 0 once the model is loaded, for servers whose paths do not tell; "
+        "placeholders as in args. Default: startupPath is asked.",
+    )
     startup_path: HttpPath = Field(
         default="/v2/health/ready", description="Answers 200 once the model is loaded. Default: /v2/health/ready."
     )
@@ -47,7 +52,8 @@ class Probes(ApiModel):
 class Metrics(ApiModel):
     """Where the server shows its metrics."""
 
-    path: HttpPath = Field(default="/metrics", description="Path of the Prometheus metrics on the same port. Default: /metrics.")
+    path: HttpPath = Field(default="/metrics", description="Path of the Prometheus metrics. Default: /metrics.")
+    port: int | None = Field(default=None, ge=1, le=65535, description="Their port. Example: 8002. Default: that of the requests.")
 
 
 class ServingRuntimeSpec(ApiModel):
@@ -57,6 +63,11 @@ class ServingRuntimeSpec(ApiModel):
     formats: Annotated[
         tuple[RuntimeFormat, ...], Field(min_length=1, max_length=8, json_schema_extra=LIST_MAP_BY_NAME), AfterValidator(unique_names)
     ] = Field(description="Formats that it can load. Example: [{name: ONNX}, {name: TorchScript, image: slipway-runtime-torch:0.1.0}].")
+    layout: Literal["Slipway", "Triton", "TorchServe"] = Field(
+        default="Slipway",
+        description="What {{modelDir}} holds: the artifact (Slipway), a model repository with config.pbtxt (Triton), or config.properties "
+        "and model-store with a .mar (TorchServe). Default: Slipway.",
+    )
     command: Words | None = Field(default=None, description="Command of the container. Example: [slipway-runtime]. Default: the image's.")
     args: Words | None = Field(
         default=None, description=f'Arguments; {_PLACEHOLDERS}. Example: [serve, --model-dir, "{{{{modelDir}}}}"]. Default: the image\'s.'
@@ -65,13 +76,18 @@ class ServingRuntimeSpec(ApiModel):
         default=None,
         description='Environment variables; those of a ModelDeployment win. Example: [{name: OMP_NUM_THREADS, value: "1"}]. Default: none.',
     )
-    port: int = Field(
-        default=8080, ge=1, le=65535, description="Port that the server listens on, for requests, probes and metrics. Default: 8080."
-    )
+    port: int = Field(default=8080, ge=1, le=65535, description="Port that the server listens on, for requests and probes. Default: 8080.")
     grpc_port: int | None = Field(
         default=None, ge=1, le=65535, description="Port of the Open Inference Protocol over gRPC. Example: 9000. Default: none."
     )
     probes: Probes = Field(default=Probes(), description="Paths of the probes. Default: those of the Open Inference Protocol v2.")
+    drain_seconds: int = Field(
+        default=0,
+        ge=0,
+        le=30,
+        description="Seconds between the end of new connections and SIGTERM, for servers that stop at once; the image needs `sleep`. "
+        "Default: 0.",
+    )
     replay: bool = Field(
         default=False,
         description="Whether an empty infer request with the header x-slipway-probe: golden replays the golden inputs. Default: false.",

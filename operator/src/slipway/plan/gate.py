@@ -95,9 +95,9 @@ def replay_of(snapshot: DeploymentSnapshot, revision: str) -> Replay:
 
 def probe_urls(snapshot: DeploymentSnapshot, revision: str) -> Iterator[tuple[str, str]]:
     """Return uid and address for probes of each pod of a revision whose server has started and can replay golden inputs."""
-    for uid, address, server in _started(snapshot, revision):
+    for uid, host, server in _started(snapshot, revision):
         if _runtime(snapshot, server).get("replay"):
-            yield uid, f"{address}/v2/models/{name_of(snapshot.resource)}/infer"
+            yield uid, f"http://{host}:{_port(server)}/v2/models/{name_of(snapshot.resource)}/infer"
 
 
 def scrape_urls(snapshot: DeploymentSnapshot, revision: str) -> Iterator[tuple[str, str]]:
@@ -105,8 +105,8 @@ def scrape_urls(snapshot: DeploymentSnapshot, revision: str) -> Iterator[tuple[s
 
     One that is starting (again) counts nothing yet, and one that is being deleted may be gone by the time it is asked.
     """
-    for uid, address, server in _started(snapshot, revision):
-        yield uid, f"{address}{(_runtime(snapshot, server).get('metrics') or {}).get('path', METRICS_PATH)}"
+    for uid, host, server in _started(snapshot, revision):
+        yield uid, f"http://{host}:{_port(server, names.METRICS_PORT_NAME)}{_metrics_path(snapshot, server)}"
 
 
 def metrics_pages(snapshot: DeploymentSnapshot, revision: str) -> Iterator[tuple[str, str, str]]:
@@ -118,19 +118,21 @@ def metrics_pages(snapshot: DeploymentSnapshot, revision: str) -> Iterator[tuple
 
 
 def _started(snapshot: DeploymentSnapshot, revision: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """Return uid, base address and server container of each pod whose server has started."""
+    """Return uid, host and server container of each pod whose server has started."""
     for pod in pods_of(snapshot, revision):
         status, server = status_of(pod), _server(pod)
         if pod["metadata"].get("deletionTimestamp") or not status.get("podIP") or server is None:
             continue
         said: dict[str, Any] = next((c for c in status.get("containerStatuses") or () if c["name"] == names.SERVER), {})
         if said.get("started", said.get("ready", False)):
-            address = f"[{status['podIP']}]" if ":" in status["podIP"] else status["podIP"]
-            yield str(pod["metadata"]["uid"]), f"http://{address}:{_port(server)}", server
+            host = f"[{status['podIP']}]" if ":" in status["podIP"] else status["podIP"]
+            yield str(pod["metadata"]["uid"]), host, server
 
 
-def _port(container: Mapping[str, Any]) -> int:
-    return next((int(p["containerPort"]) for p in container.get("ports") or () if p.get("name") == names.PORT_NAME), 8080)
+def _port(container: Mapping[str, Any], *wanted: str) -> int:
+    """Return the first port of the container that has one of these names, in their order; `http` is always among them."""
+    ports = {str(port.get("name")): int(port["containerPort"]) for port in container.get("ports") or ()}
+    return next((ports[name] for name in (*wanted, names.PORT_NAME) if name in ports), 8080)
 
 
 def _server(pod: Manifest) -> dict[str, Any] | None:
@@ -149,6 +151,10 @@ def _runtime(snapshot: DeploymentSnapshot, server: dict[str, Any]) -> dict[str, 
 def metrics_place(pod: Manifest, runtimes: Iterable[Manifest]) -> tuple[int, str] | None:
     """Return port and path of a pod's metrics, or None while its server has not started or when it is being deleted."""
     snapshot = DeploymentSnapshot({}, pods=(pod,), runtimes=tuple(runtimes))
-    for _, address, server in _started(snapshot, str(label(pod, names.REVISION))):
-        return int(address.rpartition(":")[2]), str((_runtime(snapshot, server).get("metrics") or {}).get("path", METRICS_PATH))
+    for _, _, server in _started(snapshot, str(label(pod, names.REVISION))):
+        return _port(server, names.METRICS_PORT_NAME), _metrics_path(snapshot, server)
     return None
+
+
+def _metrics_path(snapshot: DeploymentSnapshot, server: dict[str, Any]) -> str:
+    return str((_runtime(snapshot, server).get("metrics") or {}).get("path", METRICS_PATH))

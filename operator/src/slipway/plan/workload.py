@@ -23,6 +23,7 @@ from slipway.plan.objects import (
 from slipway.snapshot import Config, Manifest
 
 MODEL_DIR = "/models/artifact"
+LAYOUT_DIR = "/models/layout"  # of another server's
 DEFAULT_PORT = 8080
 DEFAULT_RESOURCES = {"requests": {"cpu": "100m", "memory": "256Mi"}}
 DEFAULT_PROBES = {"startupPath": "/v2/health/ready", "readinessPath": "/v2/health/ready", "livenessPath": "/v2/health/live"}
@@ -121,7 +122,7 @@ def _pod_template(resource: Manifest, revision: str, artifact: Manifest, runtime
         "terminationGracePeriodSeconds": GRACE_SECONDS,
         "securityContext": pod_security_context(),
         **{key: serving[key] for key in _POD_FIELDS if serving.get(key)},
-        "initContainers": [_pull(artifact, config)],
+        "initContainers": [_pull(resource, artifact, runtime, config)],
         "containers": [_server(resource, revision, artifact, runtime, image)],
         "volumes": _volumes(config),
     }
@@ -131,6 +132,8 @@ def _pod_template(resource: Manifest, revision: str, artifact: Manifest, runtime
     if wish is not None:
         pod["topologySpreadConstraints"] = accelerator.spread({names.DEPLOYMENT: name, names.REVISION: revision})
     metadata = {"labels": names.labels(name, "server", deployment=name, revision=revision), **accelerator.as_metadata(wish)}
+    if _metrics_port(runtime):
+        metadata["annotations"] = metadata.get("annotations", {}) | {names.METRICS_PORT: str(_metrics_port(runtime))}
     return {"metadata": metadata, "spec": accelerator.equipped(pod, {names.SERVER}, wish, revision)}
 
 
@@ -146,47 +149,80 @@ def _volumes(config: Config) -> list[dict[str, Any]]:
     return [*scratch, credentials, *verification(config.signing_secret).volumes]
 
 
-def _pull(artifact: Manifest, config: Config) -> dict[str, Any]:
+def _pull(resource: Manifest, artifact: Manifest, runtime: Manifest, config: Config) -> dict[str, Any]:
     status, keys = status_of(artifact), verification(config.signing_secret)
     arguments = ["--repository", status["repository"], "--digest", status["digest"], "--output", MODEL_DIR]
     rows = [("models", "/models", False), ("tmp", "/tmp", False), ("registry-credentials", "/var/run/slipway/registry-credentials", True)]  # noqa: S108
+    variables: list[dict[str, Any]] = list(env({"SLIPWAY_PLAIN_HTTP": ",".join(config.plain_http), **keys.variables}))
+    if _is_foreign(runtime):
+        arguments += _layout_arguments(resource, runtime)
+        limit = {"containerName": names.SERVER, "resource": "limits.cpu", "divisor": "1m"}  # the node's CPUs where there is none
+        variables.append({"name": "SLIPWAY_SERVER_MILLICPUS", "valueFrom": {"resourceFieldRef": limit}})
     return {
         "name": names.PULL,
         "image": config.runtime_image,
         "command": ["slipway-runtime", "pull", *arguments],
-        "env": env({"SLIPWAY_PLAIN_HTTP": ",".join(config.plain_http), **keys.variables}),
+        "env": variables,
         "resources": {"requests": {"cpu": "50m", "memory": "128Mi"}},
         "securityContext": security_context(),
         "volumeMounts": mounts([*rows, *keys.mounts]),
     }
 
 
+def _is_foreign(runtime: Manifest) -> bool:
+    return str(runtime["spec"].get("layout", "Slipway")) != "Slipway"
+
+
+def _layout_arguments(resource: Manifest, runtime: Manifest) -> list[str]:
+    """Return what `pull` needs to know to lay the artifact out for another server."""
+    spec = runtime["spec"]
+    batching = (resource["spec"].get("serving") or {}).get("batching") or {}
+    words = ["--layout", spec["layout"], "--layout-output", LAYOUT_DIR, "--model-name", name_of(resource)]
+    words += ["--port", str(spec.get("port", DEFAULT_PORT))]
+    words += ["--metrics-port", str(_metrics_port(runtime))] if _metrics_port(runtime) else []
+    words += ["--max-batch-size", str(batching["maxBatchSize"]), "--max-delay", batching.get("maxDelay", "0ms")] if batching else []
+    return [*words, "--gpu"] if resource["spec"].get("accelerator") else words
+
+
+def _metrics_port(runtime: Manifest) -> int:
+    """Return the port of the metrics where it is not that of the requests, else 0."""
+    spec = runtime["spec"]
+    port = int((spec.get("metrics") or {}).get("port") or 0)
+    return 0 if port == int(spec.get("port", DEFAULT_PORT)) else port
+
+
 def _server(resource: Manifest, revision: str, artifact: Manifest, runtime: Manifest, image: str) -> dict[str, Any]:
     serving, spec = resource["spec"].get("serving") or {}, runtime["spec"]
-    port, grpc_port = int(spec.get("port", DEFAULT_PORT)), int(spec.get("grpcPort") or 0)
-    ports = [{"name": names.PORT_NAME, "containerPort": port, "protocol": "TCP"}]
-    if grpc_port:
-        ports.append({"name": names.GRPC_PORT_NAME, "containerPort": grpc_port, "protocol": "TCP"})
+    ports = _ports(runtime)
     values = {
-        "modelDir": MODEL_DIR,
+        "modelDir": LAYOUT_DIR if _is_foreign(runtime) else MODEL_DIR,
         "modelName": name_of(resource),
         "revision": revision,
         "artifactDigest": status_of(artifact)["digest"],
-        "port": str(port),
-        "grpcPort": str(grpc_port),
+        "port": str(ports[names.PORT_NAME]),
+        "grpcPort": str(ports.get(names.GRPC_PORT_NAME, 0)),
+        "metricsPort": str(ports.get(names.METRICS_PORT_NAME, ports[names.PORT_NAME])),
     }
     container: dict[str, Any] = {
         "name": names.SERVER,
         "image": image,
         **{key: [_fill(text, values) for text in spec[key]] for key in ("command", "args") if spec.get(key)},
         "env": _server_env(serving, spec, values),
-        "ports": ports,
+        "ports": [{"name": name, "containerPort": port, "protocol": "TCP"} for name, port in ports.items()],
         "resources": serving.get("resources") or DEFAULT_RESOURCES,
-        **_probes(DEFAULT_PROBES | (spec.get("probes") or {})),
+        **_probes(DEFAULT_PROBES | (spec.get("probes") or {}), values),
         "securityContext": security_context(),
         "volumeMounts": mounts([("models", "/models", True), ("tmp", "/tmp", False)]),  # noqa: S108
     }
+    if spec.get("drainSeconds"):  # the action `sleep` is in no cluster before 1.30
+        container["lifecycle"] = {"preStop": {"exec": {"command": ["sleep", str(spec["drainSeconds"])]}}}
     return container
+
+
+def _ports(runtime: Manifest) -> dict[str, int]:
+    spec = runtime["spec"]
+    ports = {names.PORT_NAME: int(spec.get("port", DEFAULT_PORT)), names.GRPC_PORT_NAME: int(spec.get("grpcPort") or 0)}
+    return {name: port for name, port in (ports | {names.METRICS_PORT_NAME: _metrics_port(runtime)}).items() if port}
 
 
 def _server_env(serving: Mapping[str, Any], spec: Mapping[str, Any], values: Mapping[str, str]) -> list[dict[str, Any]]:
@@ -206,17 +242,16 @@ def _fill(text: str, values: Mapping[str, str]) -> str:
     return text
 
 
-def _probes(paths: Mapping[str, str]) -> dict[str, Any]:
-    def probe(path: str, period: int, failures: int) -> dict[str, Any]:
-        return {
-            "httpGet": {"path": path, "port": names.PORT_NAME},
-            "periodSeconds": period,
-            "failureThreshold": failures,
-            "timeoutSeconds": 5,
-        }
+def _probes(said: Mapping[str, Any], values: Mapping[str, str]) -> dict[str, Any]:
+    def probe(check: dict[str, Any], period: int, failures: int) -> dict[str, Any]:
+        return {**check, "periodSeconds": period, "failureThreshold": failures, "timeoutSeconds": 5}
 
+    def asking(path: str) -> dict[str, Any]:
+        return {"httpGet": {"path": path, "port": names.PORT_NAME}}
+
+    command = [_fill(word, values) for word in said.get("startupCommand") or ()]
     return {
-        "startupProbe": probe(paths["startupPath"], 1, 600),
-        "readinessProbe": probe(paths["readinessPath"], 2, 2),
-        "livenessProbe": probe(paths["livenessPath"], 10, 6),
+        "startupProbe": probe({"exec": {"command": command}} if command else asking(said["startupPath"]), 1, 600),
+        "readinessProbe": probe(asking(said["readinessPath"]), 2, 2),
+        "livenessProbe": probe(asking(said["livenessPath"]), 10, 6),
     }

@@ -6,7 +6,6 @@ import argparse
 import json
 import logging
 import os
-import re
 import sys
 import warnings
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import uvloop
 
+from slipway_runtime import settings
 from slipway_runtime.artifact import open_artifact
 from slipway_runtime.reasons import EXIT_CODES, Failure, write_termination
 from slipway_runtime.serve.app import AppOptions
@@ -92,10 +92,6 @@ async def _serve(args: argparse.Namespace) -> bool:
     return await Server(ServerOptions(args.host, args.port, args.grpc_port, args.drain_seconds, limits, app), load).run()
 
 
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)(us|ms|s)")
-_UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
-
-
 def batching(args: argparse.Namespace, environment: Mapping[str, str]) -> tuple[int, float]:
     """The batch limit and the longest wait in seconds, of the arguments or else of the environment.
 
@@ -104,10 +100,7 @@ def batching(args: argparse.Namespace, environment: Mapping[str, str]) -> tuple[
     """
     size = str(args.max_batch_size or environment.get("SLIPWAY_MAX_BATCH_SIZE") or 1)
     delay = args.max_delay or environment.get("SLIPWAY_MAX_DELAY") or "0s"
-    parsed = _DURATION.fullmatch(delay)
-    if not size.isdigit() or not 1 <= int(size) <= 4096 or parsed is None:
-        raise Failure("InvalidArguments", f"max batch size {size!r} must be 1 to 4096, max delay {delay!r} a duration such as 2ms")
-    return int(size), float(parsed[1]) * _UNITS[parsed[2]]
+    return settings.batching(size, delay)
 
 
 def _labels(text: str | None) -> list[str] | None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from slipway_runtime.artifact import Artifact, Signature, TensorSpec
+from slipway_runtime.artifact import Artifact, TensorSpec, takes_batches
 from slipway_runtime.reasons import Failure
 from slipway_runtime.serve.backends import Backend, load_backend
 from slipway_runtime.serve.batching import QueueOptions, useful_batch
@@ -174,12 +174,6 @@ def _sample(artifact: Artifact) -> Tensors:
 
 def _filler(spec: TensorSpec) -> object:
     return "" if spec.dtype == "string" else 1
-
-
-def takes_batches(signature: Signature) -> bool:
-    """Whether rows of several requests may go in together: one named dimension is the first of every input and output."""
-    firsts = {spec.shape[0] if spec.shape else None for spec in (*signature.inputs, *signature.outputs)}
-    return len(firsts) == 1 and isinstance(next(iter(firsts)), str)
 
 
 def _warm_up_batches(backend: Backend, artifact: Artifact, max_batch: int) -> int:

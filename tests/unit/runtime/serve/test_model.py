@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from slipway_runtime.artifact import Signature, TensorSpec, open_artifact
+from slipway_runtime.artifact import Signature, TensorSpec, open_artifact, takes_batches
 from slipway_runtime.reasons import Failure
 from slipway_runtime.serve.cpu import cpu_limit
-from slipway_runtime.serve.model import LoadOptions, batch_sizes, golden_difference, load_model, takes_batches
+from slipway_runtime.serve.model import LoadOptions, batch_sizes, golden_difference, load_model
 from unit.runtime.serve.artifacts import digits_draft, mlp_draft, sleeper_draft, write
 
 
