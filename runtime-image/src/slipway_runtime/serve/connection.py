@@ -34,7 +34,16 @@ LARGE_BODY_BYTES = 128 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one client may take; seconds and bytes."""
+    """What one client may take; seconds and bytes.
+
+    Attributes:
+        max_body_bytes: of one request, also when it is unpacked.
+        header_seconds: from the first byte of a head, or from connecting, to the end of the head.
+        body_seconds: without a byte of a body, or with an answer that is not read.
+        message_seconds: from the first byte of a request to its last.
+        idle_seconds: from an answer to the next request.
+        max_connections: more are refused.
+    """
 
     max_body_bytes: int = 32 * 1024 * 1024
     header_seconds: float = 10.0
@@ -156,7 +165,8 @@ class Connection(asyncio.Protocol):
         self._in_message = False
         self._in_headers = False
         self._header_bytes = 0
-        self._message_at = self._data_at = loop.time()
+        self._message_at = self._data_at = self._idle_at = loop.time()
+        self._closing_at = 0.0
         self.served = 0
         self.lost = False
 
@@ -293,6 +303,7 @@ class Connection(asyncio.Protocol):
 
     def eof_received(self) -> bool:
         """The client has gone: close, and let queued work for it be skipped (nginx and Go take an end of input so too)."""
+        self._closing_at = self._loop.time()
         return False
 
     def pause_writing(self) -> None:
@@ -429,6 +440,7 @@ class Connection(asyncio.Protocol):
         common = self._hub.common if keep_alive else self._hub.common + b"connection: close\r\n"
         head = response.head(common)
         self._transport.write(head if exchange.head.method == "HEAD" else head + response.body)
+        self._idle_at = self._loop.time()
         self.served += 1
         if not keep_alive:
             self._finish(linger=exchange.linger)
@@ -441,7 +453,12 @@ class Connection(asyncio.Protocol):
             self._transport.write_eof()
             self._linger_until = self._loop.time() + LINGER_SECONDS
         else:
-            self._transport.close()
+            self._close()
+
+    def _close(self) -> None:
+        """Close once all is written; `check` ends it when the client does not read."""
+        self._closing_at = self._loop.time()
+        self._transport.close()
 
     def _refuse_body(self) -> None:
         self._refuse(HttpError(413, f"the body is larger than {self._hub.limits.max_body_bytes} bytes"))
@@ -475,16 +492,18 @@ class Connection(asyncio.Protocol):
     def check(self, now: float) -> None:
         """Close or refuse when the client is too slow; `now` is the loop's time."""
         limits = self._hub.limits
-        if self._linger_until:
-            if now > self._linger_until:
-                self._transport.close()
-        elif self._write_paused_at:
-            if now - self._write_paused_at > limits.body_seconds:
+        unread_since = self._closing_at or self._write_paused_at
+        if unread_since:
+            if now - unread_since > limits.body_seconds:
                 self._transport.abort()
+        elif self._linger_until:
+            if now > self._linger_until:
+                self._close()
         elif self._in_message:
-            self._check_message(now, limits)
-        elif not self._pending and now - self._data_at > (limits.idle_seconds if self.served else limits.header_seconds):
-            self._transport.close()
+            if not self._reading_paused:  # else we keep the rest from coming
+                self._check_message(now, limits)
+        elif not self._pending and now - self._idle_at > (limits.idle_seconds if self.served else limits.header_seconds):
+            self._close()
 
     def _check_message(self, now: float, limits: Limits) -> None:
         age = now - self._message_at

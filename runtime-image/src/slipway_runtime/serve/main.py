@@ -44,6 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--access-log", action="store_true", help="a line of JSON for each answer (or SLIPWAY_ACCESS_LOG=true)")
     parser.add_argument("--max-body-bytes", type=int, default=limits.max_body_bytes, help="larger bodies get 413")
     parser.add_argument("--header-seconds", type=float, default=limits.header_seconds, help="time for a client to send its headers")
+    parser.add_argument("--body-seconds", type=float, default=limits.body_seconds, help="time without a byte of a body or of an answer")
     parser.add_argument("--idle-seconds", type=float, default=limits.idle_seconds, help="time an idle connection is kept")
     parser.add_argument("--stuck-seconds", type=float, default=60.0, help="a longer call of the model turns liveness 503")
     parser.add_argument("--drain-seconds", type=float, default=5.0, help="time after SIGTERM that new requests are answered")
@@ -88,7 +89,7 @@ async def _serve(args: argparse.Namespace) -> bool:
     is_logging = args.access_log or os.environ.get("SLIPWAY_ACCESS_LOG", "").lower() == "true"
     queue = QueueOptions(lanes, max_batch, max_delay, args.queue_size, args.queue_bytes)
     app = AppOptions(args.model_name, args.revision, queue, args.stuck_seconds, is_logging)
-    limits = Limits(args.max_body_bytes, header_seconds=args.header_seconds, idle_seconds=args.idle_seconds)
+    limits = Limits(args.max_body_bytes, args.header_seconds, args.body_seconds, idle_seconds=args.idle_seconds)
     return await Server(ServerOptions(args.host, args.port, args.grpc_port, args.drain_seconds, limits, app), load).run()
 
 

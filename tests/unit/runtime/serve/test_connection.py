@@ -18,13 +18,16 @@ class Wire:
     """A transport that keeps what is written."""
 
     def __init__(self):
-        self.written, self.closed, self.paused = b"", False, False
+        self.written, self.closed, self.paused, self.aborted, self.unread = b"", False, False, False, 0
 
     def write(self, data):
         self.written += data
 
     def close(self):
         self.closed = True
+
+    def abort(self):
+        self.closed = self.aborted = True
 
     def is_closing(self):
         return self.closed
@@ -33,7 +36,7 @@ class Wire:
         return False
 
     def get_write_buffer_size(self):
-        return 0
+        return self.unread
 
     def pause_reading(self):
         self.paused = True
@@ -62,6 +65,16 @@ class Buffered(Wire):
                     piece = b""
 
 
+class Clock:
+    """A loop whose time the test sets."""
+
+    def __init__(self):
+        self.now = 100.0
+
+    def time(self):
+        return self.now
+
+
 class Server:
     """A hub that answers each request with what it saw of it."""
 
@@ -78,8 +91,8 @@ class Server:
         else:
             request.reply(Response(200, request.body))
 
-    def connect(self, kind=Wire):
-        connection, wire = Connection(self.hub, asyncio.get_running_loop()), kind()
+    def connect(self, kind=Wire, loop=None):
+        connection, wire = Connection(self.hub, loop or asyncio.get_running_loop()), kind()
         wire.protocol = connection
         connection.connection_made(wire)
         return connection, wire
@@ -194,6 +207,77 @@ async def test_a_slow_body_of_a_known_head_is_cut_off():
     connection.check(asyncio.get_running_loop().time() + 1.5)
     assert b"408" in wire.written
     assert wire.closed
+
+
+LIMITS = Limits(header_seconds=2.0, body_seconds=3.0, message_seconds=20.0, idle_seconds=5.0)
+SLOW = [
+    # what comes first, what comes every second, seconds after which it must be over, what the client is told
+    (b"", b"", 2, b""),
+    (b"", b"\r\n", 2, b""),
+    (b"GET /a HTTP/1.1\r\n", b"x: y\r\n", 2, b"408"),
+    (post(b"x" * 99)[:-90], b"", 3, b"408"),
+    (post(b"x" * 99)[:-90], b"x", 20, b"408"),
+    (post(b"one"), b"", 5, b"200"),
+    (post(b"one"), b"\r\n", 5, b"200"),
+    (post(b"one") * 2 + post(b"one")[:-1], b"", 3, b"408"),
+]
+
+
+@pytest.mark.parametrize(("first", "every", "seconds", "told"), SLOW)
+async def test_slow_clients_are_cut_off_in_time(first, every, seconds, told):
+    server, clock = Server(LIMITS), Clock()
+    connection, wire = server.connect(loop=clock)
+    connection.data_received(first)
+    for second in range(1, seconds + 2):
+        clock.now = 100.0 + second + 0.1
+        server.hub.check(clock.now)
+        if wire.closed:
+            break
+        if every:
+            connection.data_received(every)
+    assert wire.closed
+    assert seconds <= second <= seconds + 1
+    assert told in wire.written
+
+
+@pytest.mark.parametrize("data", [post(b"one"), post(b"one", "Connection: close"), b"nonsense\r\n\r\n"], ids=["idle", "close", "refused"])
+async def test_a_client_that_never_reads_its_answer_does_not_keep_the_connection(data):
+    """A transport that is closed waits until all is written: with such a client, for ever."""
+    server, clock = Server(LIMITS), Clock()
+    connection, wire = server.connect(loop=clock)
+    wire.unread = 10
+    connection.data_received(data)
+    for second in range(12):
+        clock.now = 100.0 + second
+        server.hub.check(clock.now)
+    assert wire.aborted
+
+
+async def test_a_client_that_reads_slowly_gets_all_of_its_last_answer():
+    server, clock = Server(LIMITS), Clock()
+    connection, wire = server.connect(loop=clock)
+    wire.unread = 10
+    connection.data_received(post(b"one", "Connection: close"))
+    clock.now += 2.9
+    server.hub.check(clock.now)
+    assert (wire.closed, wire.aborted) == (True, False)
+
+
+async def test_who_waits_for_us_is_not_slow():
+    """Reading stops while too many requests of a client wait: the rest of the next one is then late by our doing."""
+    server, clock = Server(LIMITS), Clock()
+    server.held = []
+    connection, wire = server.connect(loop=clock)
+    connection.data_received(post(b"one") * 32 + post(b"one")[:-1])
+    clock.now += 10
+    server.hub.check(clock.now)
+    assert wire.paused
+    for request in server.held:
+        request.reply(Response(200, b"done"))
+    connection.data_received(post(b"one")[-1:])
+    server.held[-1].reply(Response(200, b"done"))
+    assert wire.written.count(b"HTTP/1.1 200 OK") == 33
+    assert b"408" not in wire.written
 
 
 @pytest.mark.parametrize(
