@@ -75,7 +75,7 @@ images: ## Builds and pushes the images that changed: build/images.env
 	@hack/images.sh
 
 ##@ Generate
-.PHONY: generate verify bench bench-conversion bench-rollouts clean
+.PHONY: generate verify bench bench-conversion bench-rollouts bench-serving clean
 OIP := runtime-image/src/slipway_runtime/serve/oip
 GENERATED := crds charts/slipway/files/crds docs/reference $(OIP).binpb
 generate: setup ## CRDs and reference pages from the models, and the compiled protocol
@@ -88,7 +88,13 @@ verify: generate ## Fails when a generated file is not what is checked in
 
 bench: setup libtorch ## The measurements in tests/bench, each beside its peer
 	@hack/tools.sh kubernetes
-	@for bench in tests/bench/{reconcile,serving,libtorch}_bench.py; do echo "==> $$bench"; $(V)/python $$bench; done
+	@for bench in tests/bench/{reconcile,libtorch}_bench.py; do echo "==> $$bench"; $(V)/python $$bench; done
+
+bench-serving: setup ## Our server beside those that users would take instead, an hour: docs/benchmarks/serving.md ($$TRITON names an installation of Triton)
+	@hack/wrk.sh
+	rm -f docs/benchmarks/serving.jsonl
+	$(V)/python tests/bench/serving_bench.py run
+	$(V)/python tests/bench/serving_bench.py report
 
 bench-conversion: setup ## Every target and precision for ten models, and the seeded faults: docs/conversion-matrix.md
 	rm -f docs/benchmarks/conversion.jsonl

@@ -1,10 +1,11 @@
-"""Serving, side by side in one run: CPU seconds per request and latency of our server, against the bare yardstick and Triton.
+"""Serving, side by side: our server, the servers that users would take instead, the least Python that answers, and the bare model.
 
-  python tests/bench/serving_bench.py [--seconds 3] [--rounds 5] [--connections 1,16,64] [--out FILE.jsonl]
+    make bench-serving          all of it (an hour; on a quiet machine)
+    serving_bench.py run        appends rows to docs/benchmarks/serving.jsonl; --peers, --models, --connections, --seconds, --rounds choose
+    serving_bench.py report     writes docs/benchmarks/serving.md from it
 
-Peers take turns within each round, so that a busy machine is busy for all; a row is the median over the rounds, with the
-spread. Every peer's answer is held against numpy first. The load generator is `wrk` (one thread). Triton is run where
-$TRITON names an installation (bin/tritonserver, backends/onnxruntime); else its row says so.
+Peers take turns within each round, so that a busy machine is busy for all. Every answer is held against onnxruntime in this process first;
+the load is one thread of `wrk`. A peer that cannot be installed or started, or that answers wrongly, is a row that says so.
 """
 
 from __future__ import annotations
@@ -12,173 +13,452 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import platform
 import re
 import shutil
+import signal
 import socket
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.request
-from contextlib import contextmanager
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnxruntime
 
 ROOT = Path(__file__).parents[2]
-sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "runtime-image/src")]
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "runtime-image/src"), str(Path(__file__).parent)]
 
-from unit.runtime.serve.artifacts import mlp, mlp_draft, write  # noqa: E402
+from serving_models import MODELS, BenchModel  # noqa: E402
+from serving_peers import PEERS, AbsentError, Bench, Peer  # noqa: E402
 
-SERVE = (
-    "import argparse, sys; from slipway_runtime.serve.main import add_arguments, run;"
-    "p = argparse.ArgumentParser(); add_arguments(p); sys.exit(run(p.parse_args()))"
-)
+from unit.runtime.serve.artifacts import Draft, write  # noqa: E402
+
+ROWS, PAGE = ROOT / "docs/benchmarks/serving.jsonl", ROOT / "docs/benchmarks/serving.md"
+LIMIT = "in-process"
+START_SECONDS = 300
 LUA = """wrk.method = "POST"
 local f = io.open("{body}", "rb"); wrk.body = f:read("*a"); f:close()
 {headers}
 done = function(s, l, r) io.write(string.format("RESULT %d %d %d %d %d\\n", s.requests, s.duration, l:percentile(50), l:percentile(99),
   s.errors.status + s.errors.connect + s.errors.read + s.errors.write + s.errors.timeout)) end
 """
+Row = dict[str, Any]
 
 
-class Bench:
-    """The model, the bodies and the peers, in one folder."""
+class Load:
+    """A model's requests in every form, and what their answer must be."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        model, first, second = mlp(256)
-        draft = mlp_draft()
-        draft.files, draft.golden = {"model.onnx": model}, None
-        write(folder / "artifact", draft)
-        (folder / "triton/m/1").mkdir(parents=True)
-        shutil.copy(folder / "artifact/model.onnx", folder / "triton/m/1/model.onnx")
-        (folder / "triton/m/config.pbtxt").write_text(TRITON_CONFIG)
-        x = np.random.default_rng(0).standard_normal((1, 64)).astype(np.float32)
-        self.expected = np.maximum(x @ first, 0) @ second
-        item = {"name": "x", "shape": [1, 64], "datatype": "FP32"}
+    def __init__(self, model: BenchModel, folder: Path) -> None:
+        self.model, self.folder = model, folder
+        config = {"format": "ONNX", "entry": "model.onnx", "signature": model.signature}
+        write(folder / "artifact", Draft({"model.onnx": model.data}, config))
+        x = np.random.default_rng(0).standard_normal((1, *model.shape)).astype(np.float32)
+        self.sample, self.expected = x, self.session().run(None, {"x": x})[0]
+        item = {"name": "x", "shape": list(x.shape), "datatype": "FP32"}
         wanted = {"name": "y", "parameters": {"binary_data": True}}
-        binary = {"inputs": [item | {"parameters": {"binary_data_size": x.nbytes}}], "outputs": [wanted]}
-        head = json.dumps(binary, separators=(",", ":")).encode()
-        plain = json.dumps({"inputs": [item | {"data": [float(f"{value:.6g}") for value in x.ravel()]}]}, separators=(",", ":")).encode()
+        head = encoded({"inputs": [item | {"parameters": {"binary_data_size": x.nbytes}}], "outputs": [wanted]})
+        values = [float(f"{value:.6g}") for value in x.ravel()]
         self.bodies = {
-            "json": (plain, {"Content-Type": "application/json"}),
+            "json": (encoded({"inputs": [item | {"data": values}]}), {"Content-Type": "application/json"}),
             "binary": (head + x.tobytes(), {"Content-Type": "application/octet-stream", "Inference-Header-Content-Length": str(len(head))}),
+            "plain": (encoded({"x": np.reshape(values, x.shape).tolist()}), {"Content-Type": "application/json"}),
         }
         for name, (body, headers) in self.bodies.items():
             (folder / f"{name}.body").write_bytes(body)
             lines = "\n".join(f'wrk.headers["{key}"] = "{value}"' for key, value in headers.items())
             (folder / f"{name}.lua").write_text(LUA.replace("{body}", str(folder / f"{name}.body")).replace("{headers}", lines))
 
-    def commands(self) -> dict[str, list[str]]:
-        """Peer -> command; PORT is replaced."""
-        ours = [sys.executable, "-c", SERVE, "--model-dir", str(self.folder / "artifact"), "--model-name", "m"]
-        ours += ["--port", "PORT", "--host", "127.0.0.1"]
-        found = {
-            "bare": [sys.executable, str(Path(__file__).with_name("bare_server.py")), str(self.folder / "artifact/model.onnx"), "PORT"],
-            "slipway": ours,
-            "slipway, batching": [*ours, "--max-batch-size", "32", "--max-delay", "1ms"],
-        }
-        if triton := os.environ.get("TRITON"):
-            repository, backends = str(self.folder / "triton"), f"{triton}/backends"
-            found["triton"] = [f"{triton}/bin/tritonserver", "--model-repository", repository, "--backend-directory", backends]
-            found["triton"] += ["--http-port", "PORT", "--allow-grpc", "false", "--allow-metrics", "false", "--http-address", "127.0.0.1"]
-        return found
+    def session(self) -> onnxruntime.InferenceSession:
+        """The model in this process, one thread a call."""
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        return onnxruntime.InferenceSession(self.model.data, options, providers=["CPUExecutionProvider"])
 
-    @contextmanager
-    def running(self, command: list[str]):
-        """Start a peer; yields its process id and URL once its answers, in both formats, are right."""
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            port = listener.getsockname()[1]
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "runtime-image/src")}
-        with (self.folder / "log").open("wb") as log:
-            process = subprocess.Popen([word.replace("PORT", str(port)) for word in command], env=environment, stdout=log, stderr=log)
-        try:
-            url = f"http://127.0.0.1:{port}/v2/models/m/infer"
-            for name in self.bodies:
-                self.check(url, name)
-            yield process.pid, url
-        finally:
-            process.terminate()
-            process.wait()
+    def limit(self, seconds: float) -> float:
+        """Calls a second in this process, with as many threads as a server has workers."""
+        session, counts, deadline = self.session(), [], time.perf_counter() + seconds
 
-    def check(self, url: str, name: str) -> None:
-        """Hold an answer against numpy."""
-        body, headers = self.bodies[name]
-        deadline = time.monotonic() + 60
+        def call() -> None:
+            count = 0
+            while time.perf_counter() < deadline:
+                session.run(None, {"x": self.sample})
+                count += 1
+            counts.append(count)
+
+        threads = [threading.Thread(target=call) for _ in range(self.model.workers)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return sum(counts) / seconds
+
+    def check(self, url: str, body: str) -> None:
+        """Ask once; raises OSError without an answer, AssertionError for a wrong one."""
+        data, headers = self.bodies[body]
+        with urllib.request.urlopen(urllib.request.Request(url, data, headers), timeout=30) as answer:
+            got, length = answer.read(), answer.headers.get("Inference-Header-Content-Length")
+        if length:
+            y = np.frombuffer(got[int(length) :], np.float32)
+        else:
+            value = json.loads(got)
+            y = np.array(
+                value["outputs"][0]["data"]
+                if isinstance(value, dict) and "outputs" in value
+                else value["y"]
+                if isinstance(value, dict)
+                else value
+            )
+        np.testing.assert_allclose(y.ravel(), self.expected.ravel(), rtol=1e-2, atol=1e-3)
+
+
+def encoded(value: object) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode()
+
+
+# --- processes ---------------------------------------------------------------------------------------------------------
+
+
+def family(root: int) -> list[int]:
+    """A process and all below it."""
+    children = defaultdict(list)
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with suppress(OSError):
+                children[int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])].append(int(entry.name))
+    found = [root]
+    for pid in found:
+        found += children[pid]
+    return found
+
+
+def cpu_seconds(root: int) -> float:
+    """User and system time of a process and all below it, those that have ended included."""
+    ticks = 0
+    for pid in family(root):
+        with suppress(OSError):
+            ticks += sum(map(int, Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[11:15]))
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def memory_mb(root: int) -> float:
+    """Memory of a process and all below it; what they share is counted once (PSS)."""
+    total = 0
+    for pid in family(root):
+        with suppress(OSError, AttributeError):
+            total += int(re.search(r"^Pss:\s+(\d+)", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.MULTILINE)[1])
+    return total / 1024
+
+
+def busy_seconds() -> float:
+    """CPU time of the whole machine that was not idle."""
+    fields = list(map(int, Path("/proc/stat").read_text().splitlines()[0].split()[1:9]))
+    return (sum(fields) - fields[3] - fields[4]) / os.sysconf("SC_CLK_TCK")
+
+
+@contextmanager
+def running(peer: Peer, load: Load) -> Iterator[tuple[int, int, float]]:
+    """Start a peer; yields its process id, its port, and the seconds until its first right answer.
+
+    Raises:
+        AbsentError: it cannot be had, or does not answer rightly in time.
+    """
+    bench = Bench(load.model, load.folder, free_range())
+    command, start, log = peer.command(bench), time.monotonic(), load.folder / "log"
+    with log.open("wb") as stream:
+        process = subprocess.Popen(
+            command, env=peer.variables(bench), stdout=stream, stderr=stream, cwd=load.folder, start_new_session=True
+        )
+    try:
+        body, path = next(iter(peer.bodies.items()))
         while True:
             try:
-                with urllib.request.urlopen(urllib.request.Request(url, body, headers), timeout=30) as answer:
-                    got, length = answer.read(), answer.headers.get("Inference-Header-Content-Length")
+                load.check(f"http://127.0.0.1:{bench.port}{path}", body)
                 break
-            except OSError:
-                if time.monotonic() > deadline:
-                    raise RuntimeError((self.folder / "log").read_text()[-2000:]) from None
-                time.sleep(0.1)
-        y = np.frombuffer(got[int(length) :], np.float32) if length else np.array(json.loads(got)["outputs"][0]["data"])
-        np.testing.assert_allclose(y.ravel(), self.expected.ravel(), rtol=1e-3, atol=1e-3)
-
-    def load(self, pid: int, url: str, name: str, connections: int, seconds: int) -> dict[str, float]:
-        """One measurement."""
-        before = cpu_seconds(pid)
-        command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "30s", "-s", str(self.folder / f"{name}.lua"), url]
-        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-        used = cpu_seconds(pid) - before
-        requests, micros, p50, p99, errors = map(int, re.search(r"RESULT (.*)", text)[1].split())
-        if errors or not requests:
-            raise RuntimeError(f"{errors} errors of {requests} requests: {text}")
-        return {"rps": requests / micros * 1e6, "cpu_us": used / requests * 1e6, "p50_ms": p50 / 1e3, "p99_ms": p99 / 1e3}
+            except OSError as error:
+                if process.poll() is not None or time.monotonic() - start > START_SECONDS:
+                    last = " ".join(log.read_text(errors="replace").split())[-300:]
+                    raise AbsentError(f"no answer ({error}): {last}") from error
+            except (AssertionError, ValueError, KeyError, TypeError) as error:
+                raise AbsentError(f"a wrong answer: {' '.join(str(error).split())[:200]}") from error
+            time.sleep(0.02)
+        yield process.pid, bench.port, time.monotonic() - start
+    finally:
+        stop(process)
 
 
-def cpu_seconds(pid: int) -> float:
-    """User and system time of a process, all its threads."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """End a peer, and what it has started and not ended."""
+    below = family(process.pid)
+    process.terminate()
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(10)
+    for pid in below:
+        with suppress(OSError):
+            os.kill(pid, signal.SIGKILL)
+    process.wait()
 
 
-TRITON_CONFIG = """backend: "onnxruntime"
-max_batch_size: 1
-input [{ name: "x" data_type: TYPE_FP32 dims: [64] }]
-output [{ name: "y" data_type: TYPE_FP32 dims: [10] }]
-instance_group [{ kind: KIND_CPU count: 1 }]
-parameters { key: "intra_op_thread_count" value: { string_value: "1" } }
-"""
+def free_range() -> int:
+    """A port after which five more are free."""
+    while True:
+        with socket.create_server(("127.0.0.1", 0)) as first:
+            port = first.getsockname()[1]
+            try:
+                for offset in range(1, 6):
+                    socket.create_server(("127.0.0.1", port + offset)).close()
+            except (OSError, OverflowError):
+                continue
+            return port
+
+
+# --- measuring ---------------------------------------------------------------------------------------------------------
+
+
+def measured(load: Load, process: int, url: str, body: str, connections: int, seconds: int) -> Row:  # noqa: PLR0917
+    """One measurement; `foreign` is the share of the machine that others used meanwhile."""
+    used, busy, own = cpu_seconds(process), busy_seconds(), os.times()
+    command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "30s", "-s", str(load.folder / f"{body}.lua"), url]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    used, busy, now = cpu_seconds(process) - used, busy_seconds() - busy, os.times()
+    requests, micros, p50, p99, errors = map(int, re.search(r"RESULT (.*)", text)[1].split())
+    if errors or not requests:
+        raise AbsentError(f"{errors} errors of {requests} requests")
+    generator = now.children_user + now.children_system - own.children_user - own.children_system
+    foreign = max(0.0, busy - used - generator) / (micros / 1e6 * (os.cpu_count() or 1))
+    figures = {"rps": requests / micros * 1e6, "p50_ms": p50 / 1e3, "p99_ms": p99 / 1e3, "cpu_us": used / requests * 1e6}
+    return {"connections": connections, **{key: round(value, 4) for key, value in figures.items()}, "foreign": round(foreign, 3)}
+
+
+def peer_rows(peer: Peer, load: Load, connections: list[int], seconds: int) -> Iterator[Row]:
+    """All measurements of a peer in one round."""
+    peer.install()
+    with running(peer, load) as (process, port, start):
+        for body, path in peer.bodies.items():
+            url = f"http://127.0.0.1:{port}{path}"
+            try:
+                load.check(url, body)
+                for count in connections:
+                    row = measured(load, process, url, body, count, seconds)
+                    yield {"body": body, **row, "start_seconds": round(start, 3), "memory_mb": round(memory_mb(process), 1)}
+            except (OSError, AssertionError, AbsentError) as error:
+                yield {"body": body, "error": f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"}
+
+
+def run(args: argparse.Namespace) -> None:
+    """Measure, and append the rows."""
+    if shutil.which("wrk") is None:
+        sys.exit("wrk is not installed: it is the load generator (Debian: apt-get install wrk)")
+    ROWS.parent.mkdir(parents=True, exist_ok=True)
+    machine = f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}, onnxruntime {onnxruntime.__version__}"
+    stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    connections = [int(word) for word in args.connections.split(",")]
+    with ROWS.open("a") as file:
+
+        def keep(row: Row) -> None:
+            print(row, flush=True)
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+
+        for name in args.models.split(","):
+            with tempfile.TemporaryDirectory() as folder:
+                load = Load(MODELS[name](), Path(folder))
+                for number in range(args.rounds):
+                    common = {"run": stamp, "machine": machine, "seconds": args.seconds, "round": number, "model": name}
+                    keep({**common, "peer": LIMIT, "rps": round(load.limit(args.seconds), 1), "threads": load.model.workers})
+                    for peer in [peer for peer in PEERS.values() if not args.peers or peer.name in args.peers.split(",")]:
+                        try:
+                            for row in peer_rows(peer, load, connections, args.seconds):
+                                keep({**common, "peer": peer.name, **row})
+                        except AbsentError as error:
+                            keep({**common, "peer": peer.name, "error": str(error)})
+
+
+# --- the page ----------------------------------------------------------------------------------------------------------
+
+Key = tuple[str, str, str, int]  # model, peer, body, connections
+
+
+class Results:
+    """The rows of the newest run of each model, by what they measure."""
+
+    def __init__(self, rows: list[Row]) -> None:
+        newest = {row["model"]: row["run"] for row in rows}  # the file is in the order of time
+        self.rows = [row for row in rows if row["run"] == newest[row["model"]]]
+        self.cells: dict[Key, dict[int, Row]] = defaultdict(dict)
+        self.errors: dict[tuple[str, str, str], str] = {}
+        self.limits: dict[str, list[float]] = defaultdict(list)
+        for row in self.rows:
+            if row["peer"] == LIMIT:
+                self.limits[row["model"]].append(row["rps"])
+            elif "error" in row:
+                self.errors[row["model"], row["peer"], row.get("body", "")] = row["error"]
+            else:
+                self.cells[row["model"], row["peer"], row["body"], row["connections"]][row["round"]] = row
+
+    def figures(self, key: Key, name: str) -> list[float]:
+        """A figure of each round."""
+        return [row[name] for row in self.cells.get(key, {}).values()]
+
+    def ratios(self, key: Key, to: Key, name: str) -> list[float]:
+        """A figure of ours by that of another, round by round: what was busy was busy for both."""
+        ours, theirs = self.cells.get(key, {}), self.cells.get(to, {})
+        return [ours[number][name] / theirs[number][name] for number in sorted(ours.keys() & theirs.keys()) if theirs[number][name]]
+
+
+def spread(values: list[float], digits: int = 2) -> str:
+    """Median (least to largest), or a dash."""
+    if not values:
+        return "–"
+    middle = f"{statistics.median(values):,.{digits}f}"
+    return middle if len(values) == 1 else f"{middle} ({min(values):,.{digits}f}–{max(values):,.{digits}f})"
+
+
+def targets(results: Results) -> list[list[str]]:
+    """The rows of performance.md's A1 to A6: what is to be reached, and what was."""
+
+    def figure(model: str, body: str, connections: int, name: str) -> list[float]:
+        return results.figures((model, "slipway", body, connections), name)
+
+    def against(body: str, other: str, theirs: str = "") -> list[float]:
+        return results.ratios(("mlp", "slipway", body, 16), ("mlp", other, theirs or body, 16), "rps")
+
+    share = [one / limit for one, limit in zip(figure("resnet18", "binary", 16, "rps"), results.limits.get("resnet18", []), strict=False)]
+    tails = [
+        [
+            tail / half
+            for tail, half in zip(figure("resnet18", "binary", c, "p99_ms"), figure("resnet18", "binary", c, "p50_ms"), strict=True)
+        ]
+        for c in (16, 64)
+    ]
+    slow = [against("json", name, body) for name, body in (("mlserver", "json"), ("kserve", "json"), ("torchserve", "plain"))]
+    rows: list[tuple[str, str, list[float], float, bool]] = [
+        ("A1", "MLP, binary, 16 connections: requests/s, at least 35,000", figure("mlp", "binary", 16, "rps"), 35_000, True),
+        ("A1", "… of Triton's, at least 1", against("binary", "triton"), 1, True),
+        *(("A1", f"… JSON, of {n}'s, at least 20", s, 20, True) for n, s in zip(("MLServer", "KServe", "TorchServe"), slow, strict=True)),
+        ("A2", "MLP, JSON, 16 connections: requests/s, at least 30,000", figure("mlp", "json", 16, "rps"), 30_000, True),
+        ("A3", "MLP, binary, 1 connection: p50 in ms, at most 0.13", figure("mlp", "binary", 1, "p50_ms"), 0.13, False),
+        ("A4", "ResNet-18, binary, 16 connections: of the bare rate, at least 0.95", share, 0.95, True),
+        ("A4", "… p99 by p50, at most 1.4", tails[0], 1.4, False),
+        ("A4", "… at 64 connections, at most 1.4", tails[1], 1.4, False),
+        ("A6", "MLP: seconds from start to first answer, at most 0.6", figure("mlp", "binary", 1, "start_seconds"), 0.6, False),
+        ("A6", "MLP: memory in MB, at most 120", figure("mlp", "binary", 1, "memory_mb"), 120, False),
+    ]
+    return [[number, text, spread(values), verdict(values, bar, at_least=least)] for number, text, values, bar, least in rows]
+
+
+def verdict(values: list[float], bar: float, *, at_least: bool) -> str:
+    """Whether the median reaches the bar."""
+    if not values:
+        return "not measured"
+    middle = statistics.median(values)
+    return "reached" if (middle >= bar if at_least else middle <= bar) else "missed"
+
+
+def table(head: list[str], rows: list[list[str]]) -> list[str]:
+    """A table in Markdown."""
+    return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
+
+
+def peer_table(results: Results, model: str) -> list[str]:
+    """A row for each peer, body and number of connections, with our ratio to it."""
+    rows = []
+    for key in sorted((key for key in results.cells if key[0] == model), key=lambda key: (key[3], list(PEERS).index(key[1]), key[2])):
+        _, peer, body, connections = key
+        ours = (model, "slipway", body if body != "plain" else "json", connections)
+        cells = [spread(results.figures(key, name), digits) for name, digits in (("rps", 0), ("p50_ms", 2), ("p99_ms", 2), ("cpu_us", 1))]
+        ratios = [
+            "" if peer == "slipway" else spread(results.ratios(ours, key, "rps")),
+            "" if peer == "slipway" else spread(results.ratios(key, ours, "cpu_us")),
+        ]
+        rows.append([str(connections), peer, body, *cells, *ratios])
+    rows += [
+        ["", peer, body, f"not measured: {error}".replace("|", "/"), *[""] * 5]
+        for (of, peer, body), error in results.errors.items()
+        if of == model
+    ]
+    return table(
+        [
+            "connections",
+            "server",
+            "body",
+            "requests/s",
+            "p50 ms",
+            "p99 ms",
+            "CPU µs/request",
+            "our requests/s by theirs",
+            "their CPU by ours",
+        ],
+        rows,
+    )
+
+
+def start_table(results: Results, model: str) -> list[str]:
+    """Start and memory of each peer."""
+    seen: dict[str, dict[tuple[int, str], float]] = defaultdict(dict)
+    memory: dict[str, list[float]] = defaultdict(list)
+    for (of, peer, _, _), rows in results.cells.items():
+        for row in rows.values() if of == model else ():
+            seen[peer][row["round"], "start"] = row["start_seconds"]
+            memory[peer].append(row["memory_mb"])
+    return table(
+        ["server", "start, s", "memory, MB"],
+        [[peer, spread(list(seen[peer].values())), f"{max(memory[peer]):,.0f}"] for peer in PEERS if peer in seen],
+    )
+
+
+def report(_: argparse.Namespace) -> None:
+    """Write the page."""
+    results = Results([json.loads(line) for line in ROWS.read_text().splitlines()])
+    first = results.rows[0]
+    foreign = [row["foreign"] for row in results.rows if "foreign" in row]
+    rounds = len({row["round"] for row in results.rows})
+    text = [
+        "# Serving, side by side",
+        "",
+        "`make bench-serving` ([the script](../../tests/bench/serving_bench.py) says how it is measured; raw figures:",
+        f"[serving.jsonl](serving.jsonl)). {first['machine']}; {rounds} round(s), {first['seconds']} s a measurement;",
+        "load and server share the cores. Median (least to largest) of the rounds; ratios are those within a round.",
+        "All servers run the same ONNX file in onnxruntime with one thread a call; `bare` is the least Python that",
+        "answers, without limits, checks or metrics. CPU and memory are those of all processes of a server; memory is",
+        "the most after any load.",
+        f"Others used up to {max(foreign, default=0):.0%} of the machine meanwhile.",
+        "",
+        "## Targets",
+        "A5 (gRPC) is not part of this bench. Triton (C++, onnxruntime backend) was measured earlier with these models on two quiet cores:",
+        "28,378 requests/s (MLP, binary, 16 connections), 24,386 (JSON), p50 at 1 connection 0.11 ms; ResNet-18, two instances: 592 at 64.",
+        "",
+        *table(["", "target", "measured", ""], targets(results)),
+    ]
+    titles = {"mlp": "MLP 64 → 256 → 10, one worker", "resnet18": "ResNet-18, 3×64×64, two workers"}
+    for model in (model for model in titles if model in results.limits):
+        bare = f"The model alone in a process, {1 if model == 'mlp' else 2} thread(s): {spread(results.limits[model], 0)} calls/s."
+        text += ["", f"## {titles[model]}", bare, "", *peer_table(results, model), "", *start_table(results, model)]
+    PAGE.write_text("\n".join([*text, ""]))
 
 
 def main() -> None:
-    """Measure and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=int, default=3)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--connections", default="1,16,64")
-    parser.add_argument("--out", type=Path)
+    """Parse, and do."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True)
+    measure = commands.add_parser("run", help="measure and append rows")
+    measure.add_argument("--seconds", type=int, default=5)
+    measure.add_argument("--rounds", type=int, default=3)
+    measure.add_argument("--connections", default="1,16,64,256")
+    measure.add_argument("--models", default=",".join(MODELS))
+    measure.add_argument("--peers", default="", help=f"some of {', '.join(PEERS)} (default: all)")
+    measure.set_defaults(do=run)
+    commands.add_parser("report", help="write the page").set_defaults(do=report)
     args = parser.parse_args()
-    if shutil.which("wrk") is None:
-        sys.exit("wrk is not installed: it is the load generator (Debian: apt-get install wrk)")
-    rows: dict[tuple[str, str, int], list[dict[str, float]]] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(Path(folder))
-        for _ in range(args.rounds):
-            for peer, command in bench.commands().items():
-                with bench.running(command) as (pid, url):
-                    for name in bench.bodies:
-                        for connections in map(int, args.connections.split(",")):
-                            rows.setdefault((peer, name, connections), []).append(bench.load(pid, url, name, connections, args.seconds))
-    if args.out:
-        lines = [{"peer": key[0], "body": key[1], "connections": key[2], **run} for key, runs in rows.items() for run in runs]
-        args.out.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    print("| body | connections | peer | CPU us/request | spread | ratio to bare | requests/s | p50 ms | p99 ms |\n" + "|---" * 9 + "|")
-    for (peer, name, connections), runs in sorted(rows.items(), key=lambda row: (row[0][1], row[0][2])):
-        cpu = [run["cpu_us"] for run in runs]
-        bare = [run["cpu_us"] for run in rows["bare", name, connections]]
-        ratios = [one / other for one, other in zip(cpu, bare, strict=True)]
-        mid = {key: statistics.median(run[key] for run in runs) for key in runs[0]}
-        ratio = f"{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
-        cells = [name, connections, peer, f"{mid['cpu_us']:.1f}", f"{min(cpu):.1f}-{max(cpu):.1f}", ratio, f"{mid['rps']:.0f}"]
-        print("|", " | ".join(map(str, [*cells, f"{mid['p50_ms']:.2f}", f"{mid['p99_ms']:.2f}"])), "|")
-    if not os.environ.get("TRITON"):
-        print("| | | triton | not measured: $TRITON names no installation | | | | | |")
+    args.do(args)
 
 
 if __name__ == "__main__":
