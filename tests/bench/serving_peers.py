@@ -92,7 +92,14 @@ class Peer:
             "PORT": str(bench.port),
             "WORKERS": str(bench.model.workers),
         }
-        fixed = {"OMP_NUM_THREADS": "1", "PYTHONPATH": path, "PEERS": str(APPS), "PATH": f"{own}{os.environ['PATH']}", "PYTHONSAFEPATH": ""}
+        fixed = {
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": path,
+            "PEERS": str(APPS),
+            "PATH": f"{own}{os.environ['PATH']}",
+            "PYTHONSAFEPATH": "",
+            "TMPDIR": str(bench.folder),
+        }
         return {**os.environ, **fixed, **told, **self.environment}
 
 
