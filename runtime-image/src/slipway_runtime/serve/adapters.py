@@ -14,7 +14,7 @@ from slipway_runtime.serve import form
 from slipway_runtime.serve.messages import JSON, BadRequest, HttpError, Request, Response, json_response
 from slipway_runtime.serve.predict import decode_npy, decode_plain, decode_sample, is_class_like, is_npy, probabilities
 from slipway_runtime.serve.protocol import json_object, json_value
-from slipway_runtime.serve.tensors import Array, Tensors
+from slipway_runtime.serve.tensors import Array, Tensors, to_lists
 
 TOP = 5
 
@@ -22,8 +22,8 @@ TOP = 5
 def v1_answer(names: Sequence[str], outputs: Tensors) -> Response:
     """KServe's v1 answer: `{"predictions": [row, ...]}`; with several outputs a row is an object."""
     if len(names) == 1:
-        return json_response({"predictions": _nested(outputs[names[0]])})
-    columns = {name: _nested(outputs[name]) for name in names}
+        return json_response({"predictions": to_lists(outputs[names[0]])})
+    columns = {name: to_lists(outputs[name]) for name in names}
     rows = len(next(iter(columns.values())))
     return json_response({"predictions": [{name: column[row] for name, column in columns.items()} for row in range(rows)]})
 
@@ -52,7 +52,7 @@ def torchserve_inputs(body: bytes, signature: Signature) -> Tensors:
         if "instances" in value or "inputs" in value:
             return decode_plain(body, signature)
         value = value.get("data", value.get("body"))
-    return decode_sample(value, signature)
+    return decode_sample(value, signature, body)
 
 
 def torchserve_classes(first: str, labels: Sequence[str], outputs: Tensors) -> Response:
@@ -68,7 +68,7 @@ def torchserve_classes(first: str, labels: Sequence[str], outputs: Tensors) -> R
 
 def torchserve_values(first: str, outputs: Tensors) -> Response:
     """What TorchServe's base handler answers: the output as nested lists, without the batch dimension when it is one sample."""
-    nested = _nested(outputs[first])
+    nested = to_lists(outputs[first])
     return json_response(nested[0] if isinstance(nested, list) and len(nested) == 1 else nested)
 
 
@@ -131,9 +131,3 @@ def _is_header(name: object, text: object) -> bool:
 def _best(row: Array, labels: Sequence[str]) -> dict[str, float]:
     order = np.argsort(-row, kind="stable")[:TOP]
     return {labels[index] if index < len(labels) else str(index): float(row[index]) for index in order}
-
-
-def _nested(array: Array) -> Any:
-    if array.dtype.kind in "OUS":
-        return [value.decode(errors="backslashreplace") if isinstance(value, bytes) else value for value in array.tolist()]
-    return (array.astype(np.float32) if array.dtype.kind == "V" else array).tolist()

@@ -343,9 +343,9 @@ class App:
         if form.is_upload(request.head.content_type):
             if model.takes_rows:
                 return _handled([adapters.handler_row(request)], request, adapters.handler_answer)
-            return self._images(model, form.uploaded_images(request), len(request.body), partial(self._predicted, model, as_list=False))
+            return self._images(model, form.uploaded_images(request), len(request.body), partial(self._predicted, model, None))
         inputs = self._plain(model, request)
-        return Call(inputs, rows_of(inputs), len(request.body), partial(self._predicted, model, as_list=True))
+        return Call(inputs, rows_of(inputs), len(request.body), partial(self._predicted, model, inputs))
 
     def _plain(self, model: Model, request: Request) -> Tensors:
         signature = model.artifact.signature
@@ -357,8 +357,14 @@ class App:
             raise HttpError(415, "this model declares no image preprocessing (preprocessing.image in model.yaml); send JSON")
         return Call(partial(image_inputs, files, preprocessing, model.artifact.signature), len(files), size, encode)
 
-    def _predicted(self, model: Model, outputs: Tensors, *, as_list: bool) -> Response:
-        body = answer(outputs, model.artifact.signature.outputs[0].name, model.labels, as_list=as_list)
+    def _predicted(self, model: Model, inputs: Tensors | None, outputs: Tensors) -> Response:
+        """The classes of rows, or of an image, which has no `inputs`."""
+        try:
+            body = answer(outputs, model.artifact.signature.outputs[0].name, model.labels, as_list=inputs is not None)
+        except HttpError as error:
+            if inputs is not None and has_nonfinite(inputs):
+                raise BadRequest(f"the inputs have NaN or infinite values (null), and so has the output: {error.message}") from error
+            raise
         return json_response({**body, "model": self.options.name, "revision": self.options.revision})
 
     def _v1(self, model: Model, request: Request) -> Call:

@@ -7,8 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
+import ml_dtypes
+import numpy as np
+
 from slipway_runtime.artifact import Artifact, TensorSpec
-from slipway_runtime.serve.tensors import DATATYPES
+from slipway_runtime.serve.tensors import DATATYPES, DTYPES
 
 Json = dict[str, object]
 
@@ -30,7 +33,7 @@ def example(spec: TensorSpec) -> Json:
     count = 1
     for dim in shape:
         count *= dim
-    value: object = False if spec.dtype == "bool" else 0
+    value = _zeros(spec.dtype, ())
     return {"name": spec.name, "datatype": DATATYPES[spec.dtype], "shape": shape, "data": [value] * min(count, 4096)}
 
 
@@ -77,7 +80,7 @@ _UPLOAD = """<h2>POST BASE/predict</h2><p>An image as form field <code>image</co
 
 
 def openapi(facts: Facts) -> Json:
-    """The OpenAPI 3.1 description."""
+    """The OpenAPI 3.1 description: as exact as JSON Schema can be, which cannot say that two tensors have the same number of rows."""
     base = f"/v2/models/{facts.name}"
     get = {
         "/v2": "Name and version of the server",
@@ -89,51 +92,111 @@ def openapi(facts: Facts) -> Json:
         f"{base}/stats": "Counts and summed times, as Triton's extension has them",
         f"/v1/models/{facts.name}": "Readiness of the model (KServe v1)",
         "/ping": "Health (TorchServe)",
-        "/metrics": "Metrics in Prometheus' text format",
     }
-    paths: Json = {path: {"get": _operation(text)} for path, text in get.items()}
-    infer: Json = {"application/json": {"schema": _infer_schema(facts)}}
-    predict: Json = {"application/json": {"schema": {"type": "object"}, "example": {"instances": []}}}
+    paths: Json = {path: {"get": _operation(text, None, "application/json")} for path, text in get.items()}
+    paths["/metrics"] = {"get": _operation("Metrics in Prometheus' text format", None, "text/plain")}
+    paths["/v2/repository/index"] = {"post": _operation("The one model of this server", None, "application/json")}
+    paths[f"{base}/infer"] = {"post": _infer(facts)}
+    plain = _plain(facts)
+    predict = {**plain, "application/x-npy": _BINARY}
     if facts.takes_images:
         image: Json = {"type": "object", "required": ["image"], "properties": {"image": {"type": "string", "format": "binary"}}}
         predict["multipart/form-data"] = {"schema": image}
-    infer["application/octet-stream"] = {"schema": {"type": "string", "format": "binary"}}
-    asked = _operation("Open Inference Protocol v2: JSON, or JSON followed by raw tensors (binary tensor extension)", infer)
-    length = "Length of the JSON part, when raw tensors follow it"
-    asked["parameters"] = [
-        {"in": "header", "name": "Inference-Header-Content-Length", "required": False, "description": length, "schema": {"type": "integer"}}
-    ]
-    paths[f"{base}/infer"] = {"post": asked}
-    predict["application/x-npy"] = {"schema": {"type": "string", "format": "binary"}}
-    plain: Json = {"application/json": {"schema": {"type": "object"}, "example": {"instances": []}}}
-    paths[f"/v1/models/{facts.name}:predict"] = {"post": _operation("KServe v1: the outputs, a row an instance", plain)}
-    answer = (
-        "what the handler answers"
-        if facts.artifact.format == "TorchServe"
-        else "the output of a sample or a batch; an image's best classes"
-    )
-    paths[f"/predictions/{facts.name}"] = {"post": _operation(f"TorchServe: {answer}", plain)}
-    paths["/v2/repository/index"] = {"post": _operation("The one model of this server")}
-    paths[f"{base}/predict"] = paths["/predict"] = {"post": _operation("Class, label and probability", predict)}
+    paths[f"{base}/predict"] = paths["/predict"] = {"post": _operation("Class, label and probability", predict, "application/json")}
+    rows = "KServe v1: the outputs, a row an instance"
+    paths[f"/v1/models/{facts.name}:predict"] = {"post": _operation(rows, plain, "application/json")}
+    handled = facts.artifact.format == "TorchServe"
+    answer = "what the handler answers" if handled else "the output of a sample or a batch; an image's best classes"
+    media = [] if handled else ["application/json"]
+    paths[f"/predictions/{facts.name}"] = {"post": _operation(f"TorchServe: {answer}", plain, *media)}
     return {"openapi": "3.1.0", "info": {"title": facts.name, "version": facts.revision}, "paths": paths}
 
 
-def _operation(summary: str, content: Json | None = None) -> Json:
+_BINARY: Json = {"schema": {"type": "string", "format": "binary"}}
+_ERROR: Json = {"type": "object", "required": ["error"], "properties": {"error": {"type": "string", "minLength": 1}}}
+
+
+def _operation(summary: str, content: Json | None, *answers: str) -> Json:
+    """One operation; `content` is what it takes, `answers` are the media types of what it answers."""
     body: Json = {"requestBody": {"required": True, "content": content}} if content else {}
-    errors: Json = {"default": {"description": 'An error: {"error": "..."}'}}
-    return {"summary": summary, **body, "responses": {"200": {"description": summary}, **errors}}
+    good: Json = {"description": summary} | ({"content": {media: {} for media in answers}} if answers else {})
+    bad: Json = {"description": "The request is wrong", "content": {"application/json": {"schema": _ERROR}}}
+    return {"summary": summary, **body, "responses": {"200": good, "4XX": bad, "default": {"description": "It cannot be answered now"}}}
 
 
-def _infer_schema(facts: Facts) -> Json:
-    tensor: Json = {
+def _plain(facts: Facts) -> Json:
+    """What `:predict` and its like take: samples, an object each where the model has several inputs."""
+    specs = facts.artifact.signature.inputs
+    if facts.artifact.format == "TorchServe":
+        return {"application/json": {"schema": {"type": "object"}, "example": {"instances": [{"data": 0}]}}}
+    one = len(specs) == 1
+    names: Json = {spec.name: _nested(spec.dtype, spec.shape[1:]) for spec in specs}
+    sample = (
+        names[specs[0].name] if one else {"type": "object", "required": list(names), "properties": names, "additionalProperties": False}
+    )
+    zeros = {spec.name: _zeros(spec.dtype, spec.shape[1:]) for spec in specs}
+    schema: Json = {
         "type": "object",
-        "required": ["name", "shape", "datatype", "data"],
-        "properties": {
-            "name": {"enum": [spec.name for spec in facts.artifact.signature.inputs]},
-            "shape": {"type": "array", "items": {"type": "integer"}},
-            "datatype": {"enum": sorted({DATATYPES[spec.dtype] for spec in facts.artifact.signature.inputs})},
-            "data": {"type": "array"},
-        },
+        "required": ["instances"],
+        "properties": {"instances": {"type": "array", "minItems": 1, "items": sample}},
     }
-    inputs: Json = {"type": "array", "items": tensor}
-    return {"type": "object", "required": ["inputs"], "properties": {"id": {"type": "string"}, "inputs": inputs}}
+    return {"application/json": {"schema": schema, "example": {"instances": [zeros[specs[0].name] if one else zeros]}}}
+
+
+def _infer(facts: Facts) -> Json:
+    summary = "Open Inference Protocol v2: JSON, or JSON followed by raw tensors (binary tensor extension)"
+    specs = facts.artifact.signature.inputs
+    inputs: Json = {"type": "array", "minItems": len(specs), "maxItems": len(specs), "items": {"anyOf": [_tensor(spec) for spec in specs]}}
+    schema: Json = {"type": "object", "required": ["inputs"], "properties": {"id": {"type": "string"}, "inputs": inputs}}
+    sample: Json = {"schema": schema, "example": {"inputs": [example(spec) for spec in specs]}}
+    content: Json = {"application/json": sample, "application/octet-stream": _BINARY}
+    length: Json = {
+        "in": "header",
+        "name": "Inference-Header-Content-Length",
+        "required": False,
+        "schema": {"type": "integer", "minimum": 1},
+    }
+    length["description"] = "Length of the JSON part, when raw tensors follow it"
+    return {**_operation(summary, content, "application/json", "application/octet-stream"), "parameters": [length]}
+
+
+def _tensor(spec: TensorSpec) -> Json:
+    rank, dims = len(spec.shape), [{"const": dim} if isinstance(dim, int) else {"type": "integer", "minimum": 1} for dim in spec.shape]
+    shape: Json = {"type": "array", "minItems": rank, "maxItems": rank} | ({"prefixItems": dims} if dims else {})
+    properties: Json = {
+        "name": {"const": spec.name},
+        "shape": shape,
+        "datatype": {"const": DATATYPES[spec.dtype]},
+        "data": {"type": "array"},
+    }
+    return {"type": "object", "required": ["name", "shape", "datatype", "data"], "properties": properties}
+
+
+def _nested(dtype: str, shape: Sequence[int | str]) -> Json:
+    """The schema of a tensor as nested lists."""
+    if not shape:
+        return _element(dtype)
+    size: Json = {"minItems": shape[0], "maxItems": shape[0]} if isinstance(shape[0], int) else {"minItems": 1}
+    return {"type": "array", **size, "items": _nested(dtype, shape[1:])}
+
+
+def _element(dtype: str) -> Json:
+    kind = DTYPES[dtype].kind
+    if kind in "bO":
+        return {"type": "boolean" if kind == "b" else "string"}
+    if kind in "iu":
+        limits = np.iinfo(DTYPES[dtype])
+        return {"type": "integer", "minimum": int(limits.min), "maximum": int(limits.max)}
+    number: Json = {"type": ["number", "null"]}  # null: NaN
+    if dtype == "float64":
+        return number
+    largest, eps = (float(value) for value in (ml_dtypes.finfo(DTYPES[dtype]).max, ml_dtypes.finfo(DTYPES[dtype]).eps))
+    limit = largest + largest * eps / (2 - eps) / 2  # what is smaller is rounded to the largest
+    return number | {"exclusiveMinimum": -limit, "exclusiveMaximum": limit}
+
+
+def _zeros(dtype: str, shape: Sequence[int | str]) -> object:
+    if not shape:
+        kind = DTYPES[dtype].kind
+        return False if kind == "b" else "" if kind == "O" else 0
+    return [_zeros(dtype, shape[1:])] * (shape[0] if isinstance(shape[0], int) else 1)

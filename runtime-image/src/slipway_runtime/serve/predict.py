@@ -11,7 +11,7 @@ import numpy as np
 from slipway_runtime.artifact import Signature, TensorSpec
 from slipway_runtime.serve.messages import BadRequest, HttpError
 from slipway_runtime.serve.protocol import json_object
-from slipway_runtime.serve.tensors import Array, Tensors, array_of, check_inputs, describe, size_of
+from slipway_runtime.serve.tensors import DTYPES, Array, Tensors, array_of, check_inputs, describe, refuse_booleans, size_of, to_lists
 
 
 def decode_plain(body: bytes, signature: Signature) -> Tensors:
@@ -32,21 +32,25 @@ def decode_plain(body: bytes, signature: Signature) -> Tensors:
     else:
         raise BadRequest('expected {"instances": [...]} or {"inputs": ...}, or an image upload')
     by_name = {spec.name: spec for spec in specs}
-    tensors = {
-        name: _batched(array_of(name, data, by_name[name].dtype), by_name[name]) for name, data in columns.items() if name in by_name
-    }
+    tensors = {name: _batched(_values(name, data, by_name[name], body), by_name[name]) for name, data in columns.items() if name in by_name}
     check_inputs(tensors | {name: np.empty(0) for name in columns if name not in by_name}, specs)
     return tensors
 
 
-def decode_sample(value: object, signature: Signature) -> Tensors:
-    """Decode a bare sample or batch of the model's only input, as nested lists.
+def _values(name: str, data: object, spec: TensorSpec, body: bytes) -> Array:
+    if (b"true" in body or b"false" in body) and DTYPES[spec.dtype].kind not in "bO":
+        refuse_booleans(name, data, spec.dtype)
+    return array_of(name, data, spec.dtype)
+
+
+def decode_sample(value: object, signature: Signature, body: bytes = b"") -> Tensors:
+    """Decode a bare sample or batch of the model's only input, as nested lists, which stood in `body`.
 
     Raises:
         BadRequest: several inputs, or data that do not fit.
     """
     spec = _only(signature.inputs)
-    tensors = {spec.name: _batched(array_of(spec.name, value, spec.dtype), spec)}
+    tensors = {spec.name: _batched(_values(spec.name, value, spec, body), spec)}
     check_inputs(tensors, signature.inputs)
     return tensors
 
@@ -136,12 +140,16 @@ def answer(outputs: Tensors, first: str, labels: Sequence[str], *, as_list: bool
     """
     scores = outputs[first]
     if not is_class_like(scores):
-        return {"outputs": {name: np.ascontiguousarray(array) for name, array in outputs.items()}}
+        return {"outputs": {name: _encodable(array) for name, array in outputs.items()}}
     if not np.isfinite(scores).all():
         raise HttpError(500, f"output '{first}' has NaN or infinite values, so there is no prediction")
     rows = [_row(row, labels) for row in probabilities(scores)]
     single = rows[0] if len(rows) == 1 else {}
     return {**single, "predictions": rows} if as_list or not single else dict(single)
+
+
+def _encodable(array: Array) -> Any:
+    return np.ascontiguousarray(array) if array.dtype.kind in "biuf" else to_lists(array)  # orjson writes numbers from their memory
 
 
 def _row(row: Array, labels: Sequence[str]) -> dict[str, object]:

@@ -51,6 +51,7 @@ _WIRE = {name: dtype.newbyteorder("<") if dtype.kind in "iuf" else dtype for nam
 _ACCEPTED = {"b": "b", "u": "iu", "i": "iu", "f": "iuf", "V": "iuf"}
 _KINDS = {"b": "booleans", "u": "integers", "i": "integers", "f": "numbers", "V": "numbers"}
 _LENGTH = struct.Struct("<I")
+_EXACT = 2**53
 _FEW, _SAFE = 4096, float(np.finfo(np.float32).max) ** 2
 
 
@@ -106,6 +107,8 @@ def array_of(name: str, data: object, dtype: str) -> Array:
         return _narrowed(name, raw, target)
     if kind in "fV" and raw.dtype == object:
         raw = _with_nulls(name, data)
+    if kind in "iu" and raw.dtype.kind in "fO":
+        raw = _whole(name, data, target)
     if raw.dtype.kind not in _ACCEPTED[kind] and raw.size:
         raise BadRequest(f"input '{name}': expected {_KINDS[kind]} for {DATATYPES[dtype]}, got other values")
     return _cast(name, raw, target)
@@ -130,6 +133,38 @@ def _with_nulls(name: str, data: object) -> Array:
         raise BadRequest(f"input '{name}': the data must be numbers (null for NaN)") from error
 
 
+def _whole(name: str, data: object, target: np.dtype[Any]) -> Array:
+    """Integers that numpy took for floats: some were above 2^63 and some below, or they were written as 1.0.
+
+    A float above 2^53 may be another integer than was meant: the parser reads those beyond 64 bits as floats.
+    """
+    exact = np.array(data, dtype=object)
+    for value in exact.flat:
+        if type(value) is not int and not (type(value) is float and value.is_integer() and abs(value) <= _EXACT):
+            raise BadRequest(f"input '{name}': expected integers for {DATATYPES[target.name]}, got other values")
+        if not np.iinfo(target).min <= value <= np.iinfo(target).max:
+            raise BadRequest(_outside(name, target))
+    return exact.astype(target)
+
+
+def _outside(name: str, target: np.dtype[Any]) -> str:
+    limits = np.iinfo(target)
+    return f"input '{name}': expected values of {target.name} from {limits.min} to {limits.max}, got one outside"
+
+
+def refuse_booleans(name: str, data: object, dtype: str) -> None:
+    """Refuse true and false among numbers, which numpy would count as 1 and 0. Looks at each value.
+
+    Raises:
+        BadRequest: there is one.
+    """
+    if isinstance(data, list):
+        for value in data:
+            refuse_booleans(name, value, dtype)
+    elif isinstance(data, bool):
+        raise BadRequest(f"input '{name}': expected {_KINDS[DTYPES[dtype].kind]} for {DATATYPES[dtype]}, got true or false")
+
+
 def _strings(name: str, data: object) -> Array:
     array = np.array(data if isinstance(data, list) else [data], dtype=object)
     for value in array.flat:
@@ -139,10 +174,8 @@ def _strings(name: str, data: object) -> Array:
 
 
 def _cast(name: str, raw: Array, target: np.dtype[Any]) -> Array:
-    if target.kind in "iu" and raw.size:
-        limits = np.iinfo(target)
-        if int(raw.min()) < limits.min or int(raw.max()) > limits.max:
-            raise BadRequest(f"input '{name}': expected values of {target.name} from {limits.min} to {limits.max}, got one outside")
+    if target.kind in "iu" and raw.size and (int(raw.min()) < np.iinfo(target).min or int(raw.max()) > np.iinfo(target).max):
+        raise BadRequest(_outside(name, target))
     if target.kind == "V":
         with np.errstate(over="ignore"):
             cast = raw.astype(target)
@@ -222,6 +255,19 @@ def to_json(array: Array) -> Any:
         return [value.decode(errors="backslashreplace") if isinstance(value, bytes) else str(value) for value in array.flat]
     # ravel copies only when the array is not contiguous, which orjson requires.
     return array.astype(np.float32).ravel() if kind == "V" else array.ravel()
+
+
+def to_lists(array: Array) -> Any:
+    """An array as nested lists of what JSON has."""
+    if array.dtype.kind in "OUS":
+        return _texts(array.tolist())
+    return (array.astype(np.float32) if array.dtype.kind == "V" else array).tolist()
+
+
+def _texts(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_texts(one) for one in value]
+    return value.decode(errors="backslashreplace") if isinstance(value, bytes) else value
 
 
 def size_of(shape: Sequence[int]) -> int:

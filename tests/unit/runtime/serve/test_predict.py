@@ -6,6 +6,7 @@ import io
 import json
 
 import numpy as np
+import orjson
 import pytest
 from PIL import Image
 
@@ -131,6 +132,24 @@ def test_plain_json_refusals(body, signature, words):
     with pytest.raises(BadRequest) as caught:
         decode_plain(json.dumps(body).encode(), signature)
     assert words in caught.value.message
+
+
+@pytest.mark.parametrize("body", [{"instances": [[1, False]]}, {"inputs": [[1.0, True], [0, 0]]}, {"inputs": [False, True]}])
+def test_true_and_false_are_no_numbers(body):
+    with pytest.raises(BadRequest, match="input 'x': expected numbers for FP32, got true or false"):
+        decode_plain(json.dumps(body).encode(), ONE)
+
+
+def test_the_words_true_and_false_may_stand_elsewhere():
+    assert decode_plain(json.dumps({"instances": [[1, 2]], "verbose": True, "false": "true"}).encode(), ONE)["x"].tolist() == [[1, 2]]
+
+
+@pytest.mark.parametrize(
+    "array", [np.array([["a", "é"]], object), np.array([[b"a", b"\xff"]], object), np.array([[True]]), np.ones((2, 1), np.float16)]
+)
+def test_outputs_of_every_type_are_json(array):
+    got = answer({"y": np.ones((1, 2, 3), np.float32), "more": array}, "y", [], as_list=True)
+    assert orjson.dumps(got, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
 def test_softmax_and_probabilities_as_they_are():

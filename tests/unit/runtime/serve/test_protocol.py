@@ -10,7 +10,7 @@ import pytest
 from slipway_runtime.artifact import Signature, TensorSpec
 from slipway_runtime.serve.messages import BadRequest
 from slipway_runtime.serve.protocol import Codec, InferRequest, Output
-from slipway_runtime.serve.tensors import DATATYPES, DTYPES
+from slipway_runtime.serve.tensors import DATATYPES, DTYPES, array_of
 
 TWO = Signature(
     (TensorSpec("a", "float32", ("batch", 2)), TensorSpec("b", "int64", ("batch",))),
@@ -103,6 +103,31 @@ def test_outputs_are_selected_in_the_order_asked_and_id_and_parameters_pass():
 def test_an_unknown_output_is_refused():
     with pytest.raises(BadRequest, match="unknown output 'q'; this model has 'y', 'z'"):
         decode(tensor(), B, outputs=[{"name": "q"}])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "data"),
+    [("uint64", [5, 2**64 - 1]), ("int64", [2.0, 3]), ("uint8", [[0.0], [255]]), ("int64", [-(2**63), 2**63 - 1]), ("int32", [])],
+)
+def test_integers_are_exact_however_they_are_written(dtype, data):
+    got = array_of("n", data, dtype)
+    assert got.dtype == dtype
+    assert got.tolist() == data
+
+
+@pytest.mark.parametrize(
+    ("dtype", "data", "words"),
+    [
+        ("uint64", [5, 2**64], "from 0 to"),
+        ("int64", [1.5, 2], "expected integers"),
+        ("uint8", [1.0, 256], "from 0 to 255"),
+        ("int64", [None, 1], "expected integers"),
+        ("int64", [-9.223372036854775808e18, 0], "expected integers"),  # what orjson makes of -2^63 - 1
+    ],
+)
+def test_what_is_no_integer_of_the_type_is_refused(dtype, data, words):
+    with pytest.raises(BadRequest, match=words):
+        array_of("n", data, dtype)
 
 
 def test_null_is_nan_both_ways():
