@@ -107,7 +107,7 @@ def array_of(name: str, data: object, dtype: str) -> Array:
         return _narrowed(name, raw, target)
     if kind in "fV" and raw.dtype == object:
         raw = _with_nulls(name, data)
-    if kind in "iu" and raw.dtype.kind in "fO":
+    if kind in "iu" and raw.dtype.kind in ("f", "O"):
         raw = _whole(name, data, target)
     if raw.dtype.kind not in _ACCEPTED[kind] and raw.size:
         raise BadRequest(f"input '{name}': expected {_KINDS[kind]} for {DATATYPES[dtype]}, got other values")
