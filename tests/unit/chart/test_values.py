@@ -47,6 +47,7 @@ REFUSED: dict[str, tuple[Manifest, str]] = {
     "a price below nothing": ({"cost": {"nodePrices": [{"instanceType": "m5.large", "pricePerHour": -1}]}}, "pricePerHour"),
     "two ways to name nodes": ({"cost": {"nodePrices": [{"instanceType": "a", "nodeSelector": {}, "pricePerHour": 1}]}}, "nodePrices"),
     "a currency that is none": ({"cost": {"currency": "dollars"}}, "currency"),
+    "a server of others without its image": ({"servingRuntimes": {"triton": {"enabled": True}}}, "servingRuntimes.triton.image"),
     "no registry at all": ({"artifactRegistry": {"embedded": {"enabled": False}}}, "artifactRegistry.url is needed"),
 }
 
