@@ -2,7 +2,7 @@
 # Builds the project's images, pushes them to the local registry, writes build/images.env and prints a table.
 #   usage: hack/images.sh [NAME...]      names: slipway-registry slipway-operator slipway-runtime slipway-runtime-torch slipway-fake-accelerators (tests)
 #           only when named: slipway-libtorch (compiling its server takes minutes); for tests, slipway-fake-dra-driver slipway-test-envoy-gateway
-#           slipway-test-envoy
+#           slipway-test-envoy slipway-test-keda slipway-test-keda-adapter slipway-test-metrics-server slipway-test-prometheus
 # A tag is the hash of what went in (Dockerfile, lock files, sources, base), so an image already in the registry is not built.
 # SLIPWAY_IMAGE_REGISTRY: where to push instead of the local registry (with SLIPWAY_KUBECONFIG).
 source "$(dirname "$0")/lib.sh"
@@ -49,6 +49,20 @@ build_fake() { # BINARY REF
   rm -rf "$dir"
 }
 
+# prometheus_tag: the hash of Debian's program and of the image's recipe
+prometheus_tag() {
+  "$HACK/prometheus.sh" install
+  { hash_of hack/prometheus/Dockerfile; sha256sum <"$(command -v prometheus)"; echo "$BASE"; } | sha256sum | cut -c1-12
+}
+
+build_prometheus() { # REF
+  local dir=$BUILD/prometheus-context args=()
+  [ -z "$BASE" ] || args+=(--build-arg "BASE_IMAGE=$BASE")
+  rm -rf "$dir"; mkdir -p "$dir"; cp -L "$(command -v prometheus)" "$HACK/prometheus/Dockerfile" "$dir/"
+  docker build -q "${args[@]}" -t "$1" "$dir" >/dev/null || die "docker build of $1 failed"
+  rm -rf "$dir"
+}
+
 # gateway_tag: the hash of what the images of Envoy Gateway and of Envoy are made of
 gateway_tag() {
   "$HACK/tools.sh" envoy-gateway
@@ -83,6 +97,10 @@ make_image() {
     slipway-runtime-torch) tag=$(tag_of runtime-image runtime-image/install.sh runtime-image/requirements-torch.txt) ;;
     slipway-fake-accelerators) tag=$(fake_tag fake-accelerators fake-device-plugin) ;;
     slipway-fake-dra-driver) tag=$(fake_tag fake-dra-driver fake-dra-driver) ;;
+    slipway-test-keda) tag=$(fake_tag keda keda-operator) ;;
+    slipway-test-keda-adapter) tag=$(fake_tag keda keda-adapter) ;;
+    slipway-test-metrics-server) tag=$(fake_tag metrics-server metrics-server) ;;
+    slipway-test-prometheus) tag=$(prometheus_tag) ;;
     slipway-libtorch) tag=$(libtorch_tag) ;;
     slipway-test-envoy*) tag=$(gateway_tag) ;;
     *) die "unknown image $1" ;;
@@ -94,6 +112,10 @@ make_image() {
     slipway-registry) docker tag "$1:$tag" "$REF" ;;
     slipway-fake-accelerators) build_fake fake-device-plugin "$REF" ;;
     slipway-fake-dra-driver) build_fake fake-dra-driver "$REF" ;;
+    slipway-test-keda) build_fake keda-operator "$REF" ;;
+    slipway-test-keda-adapter) build_fake keda-adapter "$REF" ;;
+    slipway-test-metrics-server) build_fake metrics-server "$REF" ;;
+    slipway-test-prometheus) build_prometheus "$REF" ;;
     slipway-operator) docker_build operator "$REF" ;;
     slipway-runtime) docker_build runtime-image "$REF" ;;
     slipway-runtime-torch) docker_build runtime-image "$REF" --build-arg REQUIREMENTS=requirements-torch.txt ;;

@@ -59,6 +59,12 @@ affinity: {{- toYaml . | nindent 2 }}
 - {apiGroups: [apps], resources: [deployments], verbs: [get, list, watch, create, patch, delete]}
 - {apiGroups: [""], resources: [services], verbs: [get, list, watch, create, patch, delete]}
 - {apiGroups: [autoscaling], resources: [horizontalpodautoscalers], verbs: [get, list, watch, create, patch, delete]}
+{{- if eq .Values.autoscaling.provider "HPA" }}
+# those that another provider made go
+- {apiGroups: [keda.sh], resources: [scaledobjects], verbs: [get, list, watch, delete]}
+{{- else }}
+- {apiGroups: [keda.sh], resources: [scaledobjects], verbs: [get, list, watch, create, patch, delete]}
+{{- end }}
 - {apiGroups: [batch], resources: [jobs], verbs: [get, list, watch, create, patch, delete]}
 - {apiGroups: [""], resources: [pods], verbs: [get, list, watch]}
 - {apiGroups: [gateway.networking.k8s.io], resources: [httproutes, grpcroutes], verbs: [get, list, watch, create, patch, delete]}

@@ -11,7 +11,7 @@ from slipway import names
 from slipway.cluster import JSON_PATCH, MERGE_PATCH, Cluster, Conflict, NotFound
 from slipway.events import Recorder
 from slipway.leader import Leader
-from slipway.plan.autoscaling import handover, holds_replicas
+from slipway.plan.autoscaling import SCALED_OBJECT, handover, holds_replicas
 from slipway.plan.objects import changed, label, owner
 from slipway.plan.ownership import merged_ownership
 from slipway.snapshot import Decision, Event, Manifest, ObjectRef
@@ -137,6 +137,11 @@ class Writer:
                 self._store.observe_foreign(found)
                 raise NotOursError(f"{kind} {name} belongs to somebody else") from None
             raise  # the watch is behind
+        except NotFound:
+            if kind == SCALED_OBJECT:
+                self._store.has_keda = False  # somebody has just removed it; the next pass makes another autoscaler
+                raise Conflict(409, "KindGone", "KEDA is gone") from None
+            raise
 
     async def _update(self, manifest: Manifest, known: Manifest) -> Manifest:
         kind, namespace, name = identity(manifest)
@@ -173,6 +178,8 @@ class Writer:
         if is_gone and known is not None:
             self._store.remove(known)
             self._on_change(known)
+        elif known is not None:
+            await self._refresh(known)  # a finalizer holds it; the next decision knows that it ends
         LOG.info("deleted key=%s object=%s/%s", _name(resource), address.kind, address.name)
 
 

@@ -40,6 +40,7 @@ PLURALS = {
     "GRPCRoute": "apis/gateway.networking.k8s.io/v1/{}grpcroutes",
     "ResourceClaimTemplate": "apis/resource.k8s.io/v1/{}resourceclaimtemplates",
     "HorizontalPodAutoscaler": "apis/autoscaling/v2/{}horizontalpodautoscalers",
+    "ScaledObject": "apis/keda.sh/v1alpha1/{}scaledobjects",
     "Node": "api/v1/nodes",
     "ClusterRole": "apis/rbac.authorization.k8s.io/v1/{}clusterroles",
     "Lease": "apis/coordination.k8s.io/v1/{}leases",

@@ -15,12 +15,12 @@ from typing import Any
 from slipway import names
 from slipway.api.reasons import Reason
 from slipway.plan import artifact as artifacts
-from slipway.plan import autoscaling, experiments, gate, revisions, scarcity, shadow, traffic, workload
+from slipway.plan import autoscaler, autoscaling, experiments, gate, revisions, scarcity, shadow, traffic, workload
 from slipway.plan.conversion import decide_artifact, events_for
 from slipway.plan.diagnose import Problem, workload_problem
 from slipway.plan.notices import notices
 from slipway.plan.objects import annotation, changed, label, name_of, owner, ref, status_of
-from slipway.plan.rollout import Phase, Plan, advance, is_given_up, may_be_made
+from slipway.plan.rollout import Observed, Plan, advance, is_given_up, may_be_made
 from slipway.snapshot import ArtifactSnapshot, Config, Decision, DeploymentSnapshot, Event, Manifest, ObjectRef, Snapshot
 from slipway.status import Facts, artifact_state, blocking, deployment_status, rollout_events
 
@@ -78,7 +78,12 @@ def _decide_deployment(snapshot: DeploymentSnapshot, now: datetime, config: Conf
     policy = revisions.policy(resource)
     seen = revisions.observe(snapshot, target.revision, target.replicas, now)
     has_comparator = shadow.is_ready(snapshot, seen.stable, target.revision)
-    seen = replace(seen, replay=gate.replay_of(snapshot, target.revision), has_comparator=has_comparator)
+    seen = replace(
+        seen,
+        replay=gate.replay_of(snapshot, target.revision),
+        has_comparator=has_comparator,
+        is_stable_waking=autoscaling.is_waking(snapshot, seen, config),
+    )
     before = revisions.remembered(resource, policy)
     plan = advance(before, seen, policy, now, config.drain_seconds)
     artifact = snapshot.artifacts.get(target.artifact)
@@ -88,9 +93,11 @@ def _decide_deployment(snapshot: DeploymentSnapshot, now: datetime, config: Conf
     is_new = runtime is not None and artifact is not None and may_be_made(plan)
     fresh = workload.revision_deployment(resource, target.revision, artifact, runtime, config) if is_new else None  # type: ignore[arg-type]
     teams = scarcity.Teams(plan.stable, target.revision, fresh)
-    wanted = autoscaling.kept(resource, plan.sizes, _deployment(snapshot, plan.stable))
-    sizes, problem = scarcity.fitted(snapshot, teams, wanted, _problem(snapshot, target.revision))
+    is_asleep = autoscaling.is_asleep(snapshot, _deployment(snapshot, plan.stable), config)
+    held = autoscaling.held(resource, plan.sizes, _deployment(snapshot, plan.stable), asleep=is_asleep)
+    sizes, problem = scarcity.fitted(snapshot, teams, {**plan.sizes, **held}, _problem(snapshot, target.revision))
     plan = replace(plan, sizes=sizes)
+    scaled = _scaled(snapshot, plan, seen, held, config)
     facts = Facts(
         plan=plan,
         seen=seen,
@@ -105,11 +112,15 @@ def _decide_deployment(snapshot: DeploymentSnapshot, now: datetime, config: Conf
         history_limit=limit,
         shadow=shadow.condition(resource, policy),
         experiments=experiments.condition(resource, plan, target.revision, _experiments_route(snapshot)),
+        autoscaling=autoscaler.status_of_scaling(snapshot, scaled, config),
+        is_asleep=is_asleep,
     )
     status = deployment_status(resource, facts, now)
     doomed = revisions.surplus(snapshot, (plan.stable, target.revision), status.get("history", ()), limit)
     released, dropped = _release_artifacts(snapshot, target, doomed)
-    desired = () if _conflict(snapshot, target) else _desired(resource, target, snapshot, fresh, plan)
+    desired = () if _conflict(snapshot, target) else _desired(snapshot, target, fresh, plan, scaled)
+    if not _conflict(snapshot, target):
+        desired = (*autoscaler.to_apply(snapshot, scaled, config), *desired)
     comparator = shadow.comparator_of(resource, plan, policy, list(seen.sides))
     if comparator is not None and not _conflict(snapshot, target):
         made = shadow.objects(resource, plan, snapshot.artifacts.get(target.artifact), config)
@@ -119,7 +130,7 @@ def _decide_deployment(snapshot: DeploymentSnapshot, now: datetime, config: Conf
         delete=(
             *_delete_revisions(snapshot, doomed),
             *_delete_routes(snapshot),
-            *_delete_autoscalers(snapshot, plan),
+            *autoscaler.to_delete(snapshot, scaled, config),
             *_delete_comparators(snapshot, comparator),
             *dropped,
         ),
@@ -171,19 +182,19 @@ def _problem(snapshot: DeploymentSnapshot, revision: str | None) -> Problem | No
     return None if deployment is None else workload_problem(deployment, revisions.pods_of(snapshot, name_of(deployment)))
 
 
-def _desired(resource: Manifest, target: _Target, snapshot: DeploymentSnapshot, fresh: Manifest | None, plan: Plan) -> tuple[Manifest, ...]:
+def _desired(
+    snapshot: DeploymentSnapshot, target: _Target, fresh: Manifest | None, plan: Plan, scaled: autoscaling.Scaled | None
+) -> tuple[Manifest, ...]:
     """Return every object that should be written; `fresh` is the target's Deployment when it has none yet."""
+    resource = snapshot.resource
     if plan.stable is None and fresh is not None:  # the first of all: its address is there before its pods are
         plan = replace(plan, stable=target.revision, weights={target.revision: 100})
     made = [workload.existing_deployment(resource, d) for d in snapshot.deployments]
     deployments = made if fresh is None else [dict(fresh), *made]
     objects: list[Manifest] = []
-    scaled = _scaled(snapshot, plan)
-    if scaled is not None:
-        objects.append(autoscaling.autoscaler(resource, scaled, _beside(plan, target.revision)))
     for deployment in deployments:
         name = name_of(deployment)
-        size = None if name == scaled else plan.sizes[name]
+        size = None if scaled is not None and name == scaled.revision else plan.sizes[name]
         objects.append(workload.with_scale(deployment, size, _role(name, plan, target.revision)))
         objects.append(traffic.revision_service(resource, name))
         claims = workload.revision_claims(resource, deployment)
@@ -191,7 +202,7 @@ def _desired(resource: Manifest, target: _Target, snapshot: DeploymentSnapshot, 
     has_gateway = revisions.policy(resource).has_gateway
     if plan.stable is not None:
         objects.append(traffic.stable_service(resource, plan, has_gateway=has_gateway))
-    wanted = changed(objects, (*snapshot.deployments, *snapshot.services, *snapshot.claim_templates, *snapshot.autoscalers))
+    wanted = changed(objects, (*snapshot.deployments, *snapshot.services, *snapshot.claim_templates))
     kinds = traffic.route_kinds(resource) if plan.stable is not None else ()
     if plan.stable is not None and experiments.is_routed(resource):
         pinned = experiments.route(resource, plan, target.revision, _route(snapshot))
@@ -199,21 +210,18 @@ def _desired(resource: Manifest, target: _Target, snapshot: DeploymentSnapshot, 
     return (*wanted, *(manifest for kind in kinds for manifest in _changed_route(resource, snapshot, plan, kind)))
 
 
-def _scaled(snapshot: DeploymentSnapshot, plan: Plan) -> str | None:
-    """Return the revision whose size an autoscaler holds."""
-    return autoscaling.governed(snapshot.resource, plan.sizes, _deployment(snapshot, plan.stable))
+def _scaled(snapshot: DeploymentSnapshot, plan: Plan, seen: Observed, held: Mapping[str, int], config: Config) -> autoscaling.Scaled | None:
+    """Return the revision that an autoscaler sizes, or None.
 
-
-def _beside(plan: Plan, target: str) -> int:
-    """Return how many pods of a canary count against the bound; not while it grows to full size, for which stable must not shrink."""
-    rollout = plan.rollout
-    is_sharing = rollout is not None and rollout.weight > 0 and rollout.phase is not Phase.PROMOTING and target != plan.stable
-    return plan.sizes.get(target, 0) if is_sharing else 0
-
-
-def _delete_autoscalers(snapshot: DeploymentSnapshot, plan: Plan) -> tuple[ObjectRef, ...]:
-    scaled = _scaled(snapshot, plan)
-    return tuple(ref(o) for o in snapshot.autoscalers if name_of(o) != scaled)
+    None while a lack of accelerators bends the size of stable: the autoscaler would take back what the rollout needs. And none before a
+    revision that may sleep has answered: KEDA would take its pod while the model is being loaded.
+    """
+    may_sleep = autoscaling.may_sleep(snapshot, config)
+    has_answered = plan.stable == seen.stable and seen.since is not None
+    is_held = any(plan.sizes[name] == size for name, size in held.items())
+    if not is_held or (may_sleep and not has_answered):
+        return None
+    return autoscaling.scaled(snapshot.resource, plan, seen, revisions.policy(snapshot.resource), may_sleep=may_sleep)
 
 
 def _delete_comparators(snapshot: DeploymentSnapshot, wanted: str | None) -> tuple[ObjectRef, ...]:

@@ -29,6 +29,7 @@ RESOURCES = {
     "Pod": ("", "v1", "pods"),
     "HTTPRoute": ("gateway.networking.k8s.io", "v1", "httproutes"),  # kopf watches them when their CRDs are there, or come
     "GRPCRoute": ("gateway.networking.k8s.io", "v1", "grpcroutes"),
+    "ScaledObject": ("keda.sh", "v1alpha1", "scaledobjects"),  # likewise
 }
 API_VERSIONS = {kind: f"{group}/{version}" if group else version for kind, (group, version, _) in RESOURCES.items()}
 

@@ -65,7 +65,7 @@ async def run(settings: Settings) -> None:
     parts += [Worker(cluster, store, queue, leader, config, inventory, analyst, notify).run() for _ in range(settings.workers)]
     parts += [webhook.run()] if webhook is not None else []
     tasks = [asyncio.create_task(part) for part in parts]
-    watch = asyncio.create_task(_watch(settings, store, queue, leader.identity, ready))
+    watch = asyncio.create_task(_watch(settings, store, queue, resync, leader.identity, ready))
     try:
         ended, _ = await asyncio.wait([watch, *tasks], return_when=asyncio.FIRST_COMPLETED)
         for task in ended:
@@ -110,8 +110,11 @@ def _collector(settings: Settings, session: aiohttp.ClientSession, cluster: Clus
     return Collector(cluster, store, registry, Terms.of(settings), leader)
 
 
-async def _watch(settings: Settings, store: Store, queue: KeyQueue, identity: str, ready: asyncio.Event) -> None:
+async def _watch(  # noqa: PLR0913, PLR0917 - what kopf is connected to
+    settings: Settings, store: Store, queue: KeyQueue, resync: Resync, identity: str, ready: asyncio.Event
+) -> None:
     """Run kopf."""
+    await resync.find_keda()
     registry = kopf.OperatorRegistry()
     register(registry, store, queue)
 

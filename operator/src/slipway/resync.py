@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from slipway import metrics, names
-from slipway.cluster import ApiError, Cluster, NotFound
+from slipway.cluster import ApiError, Cluster, Forbidden, NotFound
+from slipway.plan.autoscaling import SCALED_OBJECT
 from slipway.snapshot import Key
 from slipway.store import Store, identity, version_of
 
@@ -29,6 +30,7 @@ WATCHED: dict[str, str | None] = {
     "Pod": names.SELECTOR,
     "HTTPRoute": names.SELECTOR,
     "GRPCRoute": names.SELECTOR,
+    "ScaledObject": names.SELECTOR,
 }
 GRACE = 10.0  # a watch event may be this late
 MAX_BEHIND = 3
@@ -43,6 +45,7 @@ class Resync:
         self._cluster, self._store, self._add, self._namespaces, self._period = cluster, store, add, namespaces, period
         self._grace = min(GRACE, period)
         self._behind: dict[str, int] = {}
+        self._has_missed_keda = False
         self._right_at: dict[str, float] = dict.fromkeys(WATCHED, time.monotonic())
 
     def stale(self) -> list[str]:
@@ -59,6 +62,32 @@ class Resync:
         while True:
             await asyncio.sleep(self._period)
             await self.compare()
+
+    async def find_keda(self) -> None:
+        """Find out whether the cluster has KEDA, before the first decision: without it a model that sleeps would be woken."""
+        while True:
+            try:
+                await self._list(SCALED_OBJECT)
+            except (NotFound, Forbidden):
+                return
+            except ApiError as error:
+                LOG.warning("resync kind=%s error=%r", SCALED_OBJECT, error.message)
+                await asyncio.sleep(1)
+            else:
+                self._store.has_keda = True
+                return
+
+    def _tell_keda(self, *, is_there: bool) -> None:
+        """Decide anew about who is scaled when KEDA comes or goes; that it is gone is believed at the second look."""
+        is_sure = is_there or self._has_missed_keda
+        self._has_missed_keda = not is_there
+        if not is_sure or self._store.has_keda == is_there:
+            return
+        LOG.info("KEDA is %s", "there" if is_there else "gone")
+        self._store.has_keda = is_there
+        for resource in self._store.of_kind("ModelDeployment"):
+            if resource["spec"].get("autoscaling") is not None:
+                self._add(Key("ModelDeployment", *identity(resource)[1:]))
 
     async def compare(self) -> None:
         """Compare all kinds once; what differs gets some time, because a watch event may be under way."""
@@ -83,11 +112,14 @@ class Resync:
         known = {identity(o)[1:]: version_of(o) for o in self._store.of_kind(kind)}
         try:
             listed = {identity(o)[1:]: version_of(o) for o in await self._list(kind)}
+            is_there = True
         except NotFound:
-            listed = {}  # its CRD is not there: the Gateway API is optional
+            listed, is_there = {}, False  # its CRD is not there: the Gateway API and KEDA are optional
         except ApiError as error:
             LOG.warning("resync kind=%s error=%r", kind, error.message)
             return None
+        if kind == SCALED_OBJECT:
+            self._tell_keda(is_there=is_there)
         missed = {place: version for place, version in listed.items() if self._is_behind(kind, place, version)}
         return missed | {place: GONE for place in known if place not in listed}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, Self
 
-from pydantic import NonNegativeInt, SecretStr, model_validator
+from pydantic import NonNegativeInt, PositiveInt, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from slipway.snapshot import Config
@@ -42,6 +42,9 @@ class Settings(BaseSettings):
     cluster_role: str = ""  # their owner: with it they are collected
     lease_name: str = "slipway-operator"
     prometheus_address: str = ""  # base URL; without it queries of users have no answer
+    autoscaling_provider: Literal["Auto", "HPA", "KEDA"] = "Auto"  # Auto: KEDA where it is and there is a Prometheus to ask
+    autoscaling_polling_seconds: PositiveInt = 15  # between looks of KEDA at the load
+    autoscaling_cooldown_seconds: NonNegativeInt = 300  # without load until KEDA takes the last pod, where minReplicas is 0
     analysis_source: Literal["Pods", "Prometheus"] = "Pods"  # of the built-in metrics
     webhook_url: SecretStr = SecretStr("")
     webhook_secret: SecretStr = SecretStr("")
@@ -52,6 +55,8 @@ class Settings(BaseSettings):
     def _check_source(self) -> Self:
         if self.analysis_source == "Prometheus" and not self.prometheus_address:
             raise ValueError("SLIPWAY_ANALYSIS_SOURCE is Prometheus, so SLIPWAY_PROMETHEUS_ADDRESS is needed (prometheus.address)")
+        if self.autoscaling_provider == "KEDA" and not self.prometheus_address:
+            raise ValueError("SLIPWAY_AUTOSCALING_PROVIDER is KEDA, so SLIPWAY_PROMETHEUS_ADDRESS is needed (prometheus.address)")
         return self
 
     @property
@@ -71,4 +76,8 @@ class Settings(BaseSettings):
             image_pull_secrets=_split(self.image_pull_secrets),
             max_source_bytes=self.max_source_bytes,
             drain_seconds=self.drain_seconds,
+            prometheus_address=self.prometheus_address,
+            autoscaling_provider=self.autoscaling_provider,
+            polling_seconds=self.autoscaling_polling_seconds,
+            cooldown_seconds=self.autoscaling_cooldown_seconds,
         )

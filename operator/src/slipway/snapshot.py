@@ -43,6 +43,10 @@ class Config:
     image_pull_secrets: tuple[str, ...] = ()
     max_source_bytes: int = 16 * 1024**3
     drain_seconds: int = 10
+    prometheus_address: str = ""
+    autoscaling_provider: Literal["Auto", "HPA", "KEDA"] = "Auto"
+    polling_seconds: int = 15
+    cooldown_seconds: int = 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +55,8 @@ class DeploymentSnapshot:
 
     `artifacts` are the ModelArtifacts of its namespace that it owns or needs, by name; `deployments`, `services` and `pods` carry its
     label, whoever owns them, as do `routes`; `runtimes` are all ServingRuntimes. `foreign` are objects that have a name we need but not our
-    label. `comparators` are the Deployments of the pods that compare answers. `verdicts` are the last evaluation of the present step, none
+    label. `autoscalers` are ours and those that KEDA made of ours; `has_keda`: the cluster has KEDA's resources. `comparators` are
+    the Deployments of the pods that compare answers. `verdicts` are the last evaluation of the present step, none
     before the first; `replay` is what golden inputs gave that were sent to a revision without traffic, None while that is not known.
     `nodes` are the nodes that offer the accelerator that it wants and `neighbours` the pods on them; None: they were not looked up.
     """
@@ -68,6 +73,7 @@ class DeploymentSnapshot:
     replay: Replay | None = None
     comparators: tuple[Manifest, ...] = ()
     autoscalers: tuple[Manifest, ...] = ()
+    has_keda: bool = False
     claim_templates: tuple[Manifest, ...] = ()
     nodes: tuple[Manifest, ...] | None = None
     neighbours: tuple[Manifest, ...] = ()

@@ -16,7 +16,7 @@ from slipway.api.reasons import REASONS, Reason
 from slipway.plan.diagnose import Problem
 from slipway.plan.objects import annotation, condition, is_true, label, name_of, status_of
 from slipway.plan.revisions import is_complete, ready_replicas, remembered, rollout_row
-from slipway.plan.rollout import Observed, Phase, Plan, Policy, Rollout, is_given_up, needs_shadow
+from slipway.plan.rollout import Observed, Phase, Plan, Policy, Rollout, is_given_up, needs_shadow, shares_traffic
 from slipway.snapshot import Event, Manifest
 from slipway.verdict import history, open_points
 
@@ -40,6 +40,8 @@ class Facts:
     history_limit: int = 5
     shadow: tuple[bool, Problem] | None = None  # whether users' requests can be compared; None when that is not wanted
     experiments: tuple[bool, Problem] | None = None  # whether their users are pinned; None when there are none
+    autoscaling: tuple[bool, Problem] | None = None  # whether the load decides about the number of pods; None when that is not wanted
+    is_asleep: bool = False  # the autoscaler took the last pod of stable
 
     @property
     def target(self) -> str:
@@ -67,14 +69,16 @@ def artifact_state(artifact: Manifest | None) -> tuple[bool, Problem]:
 
 
 def is_settled(facts: Facts) -> bool:
-    """Say whether the target is stable and at its full size."""
-    return facts.stable == facts.target and is_complete(facts.deployments.get(facts.target), facts.replicas)
+    """Say whether the target is stable and at its full size, or needs no pods at the moment."""
+    return facts.stable == facts.target and (facts.is_asleep or is_complete(facts.deployments.get(facts.target), facts.replicas))
 
 
 def blocking(facts: Facts) -> Problem:
     """Return the one thing that stands between the present state and Ready."""
     if facts.stopper is not None:
         return facts.stopper
+    if is_settled(facts) and facts.is_asleep:
+        return _sleep(facts)
     if is_settled(facts):
         return Problem(Reason.READY, f"revision {facts.target} serves with {facts.replicas} replicas")
     rollout = facts.plan.rollout
@@ -84,6 +88,12 @@ def blocking(facts: Facts) -> Problem:
     if facts.target not in facts.deployments and not is_ready:
         return artifact
     return facts.target_problem or _progress(facts)
+
+
+def _sleep(facts: Facts) -> Problem:
+    return Problem(
+        Reason.SCALED_TO_ZERO, f"revision {facts.stable} gets a pod as soon as somebody wants it: autoscaling.activationQuery is 0"
+    )
 
 
 def _progress(facts: Facts) -> Problem:
@@ -100,11 +110,19 @@ def _progress(facts: Facts) -> Problem:
     wanted = facts.plan.sizes.get(facts.target, facts.replicas)
     ready, replay = ready_replicas(facts.deployments.get(facts.target)), facts.seen.replay
     is_ready = rollout is not None and ready >= wanted and replay.verdict in ("Pass", "Skipped")
-    if rollout is not None and is_ready and needs_shadow(rollout, policy) and not facts.seen.has_comparator:
-        return Problem(Reason.PROGRESSING, f"{ready} of {wanted} pods of revision {facts.target} are ready; waits for the comparator's pod")
+    other = _other_pod(facts, rollout, is_ready=is_ready) if rollout is not None else None
+    if other is not None:
+        return Problem(Reason.PROGRESSING, f"{ready} of {wanted} pods of revision {facts.target} are ready; waits for {other}")
     is_waiting = rollout is not None and rollout.weight == 0 and ready >= wanted and replay.verdict in ("Pending", "Inconclusive")
     more = f"; waits for the replay of its golden inputs{': ' if replay.message else ''}{replay.message}" if is_waiting else ""
     return Problem(Reason.PROGRESSING, f"{ready} of {wanted} pods of revision {facts.target} are ready{more}")
+
+
+def _other_pod(facts: Facts, rollout: Rollout, *, is_ready: bool) -> str | None:
+    """Return the pod, not the target's own, that a rollout waits for."""
+    if facts.seen.is_stable_waking and shares_traffic(rollout, facts.policy):
+        return f"a pod of {facts.stable}, which had none"
+    return "the comparator's pod" if is_ready and needs_shadow(rollout, facts.policy) and not facts.seen.has_comparator else None
 
 
 def _step(facts: Facts, rollout: Rollout) -> str:
@@ -185,12 +203,15 @@ def _condition_rows(facts: Facts) -> list[tuple[str, bool | None, Problem]]:
         ("Stalled", True if is_terminal else None, cause),
         ("Shadow", *(facts.shadow or (None, cause))),
         ("Experiments", *(facts.experiments or (None, cause))),
+        ("Autoscaling", *(facts.autoscaling or (None, cause))),
     ]
 
 
 def _availability(facts: Facts) -> tuple[bool, Problem]:
     stable = facts.deployments.get(facts.stable or "")
     ready = ready_replicas(stable)
+    if facts.is_asleep:
+        return True, _sleep(facts)
     if stable is not None and (ready > 0 or facts.replicas == 0):
         return True, Problem(Reason.AVAILABLE, f"revision {name_of(stable)} answers from {ready} of {facts.replicas} pods")
     if facts.stable_problem is not None:
@@ -213,6 +234,7 @@ _NO_FAILURE = {
     Reason.ARTIFACT_READY,
     Reason.RECONCILE_DISABLED,
     Reason.ROLLOUT_PAUSED,
+    Reason.SCALED_TO_ZERO,
 }
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from slipway import names
 from slipway.plan.artifact import artifact_spec
+from slipway.plan.autoscaling import HPA, SCALED_OBJECT
 from slipway.plan.objects import label, status_of
 from slipway.snapshot import ArtifactSnapshot, Config, DeploymentSnapshot, Key, Manifest, Snapshot
 
@@ -48,6 +49,7 @@ class Store:
         self._entries: dict[Identity, tuple[_Index, ...]] = {}
         self._foreign: dict[Identity, tuple[float, Manifest]] = {}
         self._deleted: dict[str, float] = {}
+        self.has_keda = False  # whether the cluster has the resources of KEDA; the resync finds out
 
     def get(self, kind: str, namespace: str, name: str) -> Manifest | None:
         """Return the object, or None."""
@@ -140,7 +142,8 @@ class Store:
             pods=_only(mine, "Pod"),
             routes=(*_only(mine, "HTTPRoute"), *_only(mine, "GRPCRoute")),
             runtimes=tuple(self.of_kind("ServingRuntime")),
-            autoscalers=_only(mine, "HorizontalPodAutoscaler"),
+            autoscalers=(*_only(mine, HPA), *_only(mine, SCALED_OBJECT)),
+            has_keda=self.has_keda,
             claim_templates=_only(mine, CLAIM_TEMPLATE),
             comparators=comparators,
             foreign=tuple(o for k, (at, o) in self._foreign.items() if now - at < FOREIGN_SECONDS and k[1] == key.namespace),

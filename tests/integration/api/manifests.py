@@ -101,7 +101,7 @@ PRECISIONS = "this target is not built in this precision; ONNX: Float32, Float16
 DECIMAL = 'this must be a decimal number, not negative, written as a string; for example "1e-3" or "0.001"'
 DURATION = "a duration is from 1s to 24h; for example 10m, 90s or 1h30m"
 QUANTITY = "this must be a quantity, not negative; for example 500m, 2 or 4Gi"
-SECRET = "an object's name has lower-case letters, digits, '-' and '.'; for example my-secret"
+SECRET = "a name has lower-case letters, digits, '-' and '.'; for example my-secret"
 IMAGE_RULE = "an image is host/repository:tag or host/repository@sha256:…, without a scheme and without spaces"
 PATH = "an HTTP path starts with / and has no query; for example /v2/health/ready"
 ENV_NAME = "the name of a variable has letters, digits, '_', '-' and '.', and does not start with a digit"
@@ -115,9 +115,9 @@ INVALID: list[tuple[str, Spec, str]] = [
         "minReplicas must not exceed",
     ),
     (
-        "autoscaling to nothing",
+        "autoscaling to nothing for ever",
         deployment(autoscaling={"minReplicas": 0, "maxReplicas": 2, "target": 8}),
-        "should be greater than or equal to 1",
+        "minReplicas 0 needs activationQuery",
     ),
     ("autoscaling without a bound", deployment(autoscaling={"target": 8}), "spec.autoscaling.maxReplicas: Required value"),
     ("autoscaling by memory", deployment(autoscaling={"maxReplicas": 2, "target": 8, "metric": "Memory"}), "Unsupported value"),
@@ -353,7 +353,7 @@ INVALID: list[tuple[str, Spec, str]] = [
     ("negative history", deployment(revisionHistoryLimit=-1), "spec.revisionHistoryLimit in body should be greater than or equal to 0"),
     ("unknown field", deployment(scaling={}), 'unknown field "spec.scaling"'),
     ("unknown nested field", serving(replica=2), 'unknown field "spec.serving.replica"'),
-    ("a Secret of no possible name", artifact(signingSecret="The_Keys"), "an object's name has lower-case letters, digits"),
+    ("a Secret of no possible name", artifact(signingSecret="The_Keys"), "a name has lower-case letters, digits"),
     ("artifact without image", resource("ModelArtifact", {"model": {"uri": OCI}}), "spec.converterImage: Required value"),
     (
         "artifact from ONNX to AOTInductor",
@@ -408,6 +408,10 @@ FULL_MODEL = {
     "credentialsSecretRef": {"name": "models-read"},
 }
 VALID: list[tuple[str, Spec]] = [
+    (
+        "autoscaling to nothing",
+        deployment(autoscaling={"minReplicas": 0, "maxReplicas": 2, "target": 8, "activationQuery": "sum(rate(asked_total[2m]))"}),
+    ),
     ("autoscaling", deployment(autoscaling={"minReplicas": 2, "maxReplicas": 2, "metric": "GPUUtilization", "target": 70})),
     ("a GPU by its product", accelerator(resourceName="nvidia.com/gpu", count=2, product="NVIDIA-H200")),
     ("a MIG slice", accelerator(resourceName="nvidia.com/mig-1g.10gb", count=1)),

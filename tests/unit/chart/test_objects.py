@@ -211,6 +211,17 @@ def test_where_canaries_are_measured_and_who_is_told(default: list[Manifest]) ->
         Settings.model_validate({"analysis_source": "Prometheus"})
 
 
+def test_who_scales(default: list[Manifest]) -> None:
+    assert environment(default)["SLIPWAY_AUTOSCALING_PROVIDER"] == "Auto"
+    wish = {"provider": "KEDA", "pollingSeconds": 5, "cooldownSeconds": 10**7}
+    found = environment(render({"autoscaling": wish, "prometheus": {"address": "http://prometheus.monitoring:9090"}}))
+    config = Settings.model_validate({name.removeprefix("SLIPWAY_").lower(): value for name, value in found.items()}).config()
+    assert (config.autoscaling_provider, config.polling_seconds, config.cooldown_seconds) == ("KEDA", 5, 10**7)
+    assert config.prometheus_address == "http://prometheus.monitoring:9090"
+    with pytest.raises(ValueError, match="SLIPWAY_PROMETHEUS_ADDRESS is needed"):
+        Settings.model_validate({"autoscaling_provider": "KEDA"})
+
+
 def test_an_external_registry() -> None:
     registry = {"embedded": {"enabled": False}, "url": "registry.example:5000/models", "plainHTTP": True, "credentialsSecret": "push"}
     objects = render({"artifactRegistry": registry})

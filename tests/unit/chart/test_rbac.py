@@ -16,6 +16,7 @@ MANAGED = {
     "deployments.apps": WRITE,
     "services": WRITE,
     "horizontalpodautoscalers.autoscaling": WRITE,
+    "scaledobjects.keda.sh": WRITE,
     "jobs.batch": WRITE,
     "pods": READ,
     "httproutes.gateway.networking.k8s.io": WRITE,
@@ -83,6 +84,13 @@ def test_the_release_s_own_namespace_may_be_watched() -> None:
 def test_without_shipped_runtimes_the_operator_only_reads_them() -> None:
     found = roles_of_the_operator(render({"servingRuntimes": {"enabled": False}}))
     assert found[""] == MANAGED | DISCOVERY | NOT_SHIPPED | NODES
+
+
+def test_without_keda_its_objects_are_only_taken_away() -> None:
+    for values in ({}, {"operator": {"watchNamespaces": SPACES}}):
+        found = roles_of_the_operator(render({"autoscaling": {"provider": "HPA"}, **values}))
+        rights = [rights["scaledobjects.keda.sh"] for rights in found.values() if "scaledobjects.keda.sh" in rights]
+        assert rights == [READ | {"delete"}] * len(values.get("operator", {}).get("watchNamespaces", [""]))
 
 
 def test_without_accelerators_no_node_is_read() -> None:

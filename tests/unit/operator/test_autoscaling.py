@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from slipway import names
-from slipway.plan.autoscaling import autoscaler, handover, holds_replicas, replicas
-from unit.operator.world import World, model_deployment, ready_reason
+from slipway.plan.autoscaler import autoscaler
+from slipway.plan.autoscaling import HPA, Scaled, handover, holds_replicas, replicas
+from unit.operator.world import CONFIG, World, model_deployment, ready_reason
 
 WISH = {"minReplicas": 2, "maxReplicas": 10, "metric": "Concurrency", "target": 8}
 V2 = {"uri": "oci://reg:5000/digits:v2"}
@@ -129,7 +130,8 @@ def test_without_autoscaling_kubectl_scale_is_followed_again() -> None:
 def test_metrics(metric: str, expected: Any) -> None:
     if isinstance(expected, str):
         expected = {"type": "Pods", "pods": {"metric": {"name": expected}, "target": {"type": "AverageValue", "averageValue": "8"}}}
-    assert autoscaler(model_deployment(autoscaling=WISH | {"metric": metric}), "r", 0)["spec"]["metrics"] == [expected]
+    made = autoscaler(model_deployment(autoscaling=WISH | {"metric": metric}), Scaled("r", 2, 10), HPA, CONFIG)
+    assert made["spec"]["metrics"] == [expected]
 
 
 @pytest.mark.parametrize(("size", "weight", "whole"), [(4, 0, 4), (4, 50, 8), (9, 50, 10), (1, 0, 2), (0, 0, 2), (8, 20, 10)])

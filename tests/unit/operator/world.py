@@ -41,6 +41,8 @@ class World:
     def __init__(self, *resources: dict[str, Any]) -> None:
         self.objects: dict[tuple[str, str], dict[str, Any]] = {}
         self.now = T0
+        self.config = CONFIG
+        self.has_keda = False
         self.runtimes: tuple[dict[str, Any], ...] = (RUNTIME,)
         self.foreign: tuple[dict[str, Any], ...] = ()
         self.verdicts: tuple[MetricVerdict, ...] = ()
@@ -94,12 +96,13 @@ class World:
             self.verdicts,
             self.replay,
             tuple(d for d in of("Deployment") if d["metadata"]["labels"][names.COMPONENT] == names.COMPARATOR),
-            autoscalers=of("HorizontalPodAutoscaler"),
+            autoscalers=(*of("HorizontalPodAutoscaler"), *of("ScaledObject")),
+            has_keda=self.has_keda,
             claim_templates=of("ResourceClaimTemplate"),
         )
 
     def step(self, kind: str, name: str) -> Decision:
-        decision = decide(self.snapshot(kind, name), self.now, CONFIG)
+        decision = decide(self.snapshot(kind, name), self.now, self.config)
         for manifest in decision.apply:
             self.writes += 1
             self.put(dict(manifest))

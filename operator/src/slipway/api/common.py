@@ -67,7 +67,7 @@ def _is_quantity(value: int | str) -> bool:
 ObjectName = Annotated[
     str,
     Field(max_length=253),
-    matches(_SUBDOMAIN, "an object's name has lower-case letters, digits, '-' and '.'; for example my-secret"),
+    matches(_SUBDOMAIN, "a name has lower-case letters, digits, '-' and '.'; for example my-secret"),
 ]
 Duration = Annotated[
     str,

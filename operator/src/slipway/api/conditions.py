@@ -25,6 +25,7 @@ CONDITION_TYPES: tuple[str, ...] = (
     "Stalled",
     "Experiments",
     "Shadow",
+    "Autoscaling",
 )
 MAX_MESSAGE = 1024
 

@@ -25,8 +25,7 @@ class Batching(ApiModel):
     )
     max_delay: ShortDuration = Field(
         default="0ms",
-        description="How long a request may wait for company while the server is free. Example: 2ms. "
-        "Default: 0ms, only what waits anyway goes together.",
+        description="How long a request may wait for company while the server is free. Example: 2ms. Default: 0ms, only what waits anyway.",
     )
 
 
@@ -35,7 +34,7 @@ class Serving(ApiModel):
 
     runtime: ObjectName | None = Field(
         default=None,
-        description="Name of the ServingRuntime. Example: slipway. Default: the one with the highest priority for the format.",
+        description="Name of the ServingRuntime. Example: slipway. Default: by priority for the format.",
     )
     replicas: int = Field(
         default=1, ge=0, le=1000, description="How many pods serve; also set by `kubectl scale`. 0 serves nothing. Example: 2. Default: 1."
@@ -59,17 +58,17 @@ class Serving(ApiModel):
     )
     tolerations: Annotated[tuple[Toleration, ...], Field(max_length=32, json_schema_extra=ATOMIC)] | None = Field(
         default=None,
-        description="Taints that the pods tolerate. Example: [{key: dedicated, value: inference, effect: NoSchedule}]. Default: none.",
+        description="Taints that the pods tolerate. Example: [{key: gpu, operator: Exists}]. Default: none.",
     )
     affinity: dict[str, Any] | None = Field(
         default=None,
-        description="Affinity, as `kubectl explain pod.spec.affinity` has it. Default: the pods of a revision are spread over nodes.",
+        description="Affinity, as `kubectl explain pod.spec.affinity` has it. Default: pods are spread over nodes.",
     )
     runtime_class_name: ObjectName | None = Field(
         default=None, description="RuntimeClass of the pods, for example gvisor. Default: the cluster's."
     )
     service_account_name: ObjectName | None = Field(
-        default=None, description="ServiceAccount of the pods; its token is not mounted. Example: digits. Default: the namespace's default."
+        default=None, description="ServiceAccount of the pods; its token is not mounted. Default: the namespace's."
     )
     priority_class_name: ObjectName | None = Field(
         default=None, description="PriorityClass of the pods. Example: serving-high. Default: the cluster's."
@@ -81,7 +80,7 @@ class ModelDeploymentSpec(ApiModel):
 
     rules = (SOURCE_TARGETS,)
 
-    model: ModelSource = Field(description="Where the model comes from. Fields that are absent are taken from model.yaml in the folder.")
+    model: ModelSource = Field(description="Where the model comes from. What is absent is taken from model.yaml in the folder.")
     signature: Signature | None = Field(
         default=None, description="Inputs and outputs of the model. Default: signature in model.yaml, or that of the ONNX or .pt2 file."
     )
@@ -179,10 +178,8 @@ class ModelDeploymentStatus(StatusModel):
         default=(), description="Ready, ArtifactReady, Available, Progressing, Degraded; while they hold Reconciling or Stalled."
     )
     url: str | None = Field(default=None, description="Where the model answers inside the cluster. Example: http://digits.default.svc.")
-    replicas: int | None = Field(
-        default=None, description="Pods of the stable revision, ready or not; for `kubectl scale` and autoscalers. A count."
-    )
-    selector: str | None = Field(default=None, description="Label selector of the pods, for autoscalers.")
+    replicas: int | None = Field(default=None, description="Pods of the stable revision, ready or not. A count.")
+    selector: str | None = Field(default=None, description="Label selector of these pods.")
     stable: RevisionStatus | None = Field(default=None, description="The revision that serves.")
     canary: CanaryStatus | None = Field(default=None, description="The revision that is coming up or was given up. Absent when none.")
     history: Annotated[tuple[HistoryEntry, ...], Field(json_schema_extra=ATOMIC)] = Field(

@@ -82,6 +82,8 @@ class Reason(StrEnum):
     ROLLOUT_PAUSED = "RolloutPaused"
     ROUTE_REJECTED = "RouteRejected"
     GATEWAY_REQUIRED = "GatewayRequired"
+    KEDA_REQUIRED = "KedaRequired"
+    AUTOSCALER_FAILED = "AutoscalerFailed"
 
     READY = "Ready"
     AVAILABLE = "Available"
@@ -89,6 +91,7 @@ class Reason(StrEnum):
     UP_TO_DATE = "UpToDate"
     ARTIFACT_READY = "ArtifactReady"
     REVISION_SUPERSEDED = "RevisionSuperseded"
+    SCALED_TO_ZERO = "ScaledToZero"
 
 
 @dataclass(frozen=True, slots=True)
@@ -354,6 +357,9 @@ _PROGRESS: dict[Reason, ReasonDoc] = {
     R.UP_TO_DATE: ReasonDoc("Nothing is in progress.", "The stable revision is that of the spec.", ""),
     R.ARTIFACT_READY: ReasonDoc("The converted model is in the registry.", "The ModelArtifact is Ready.", ""),
     R.REVISION_SUPERSEDED: ReasonDoc("A newer revision took over before this one served.", "The spec changed again.", ""),
+    R.SCALED_TO_ZERO: ReasonDoc(
+        "The model is served, and has no pod while nobody wants it.", "autoscaling.activationQuery has been 0 for the cooldown.", ""
+    ),
 }
 
 _FOUND_BY_OPERATOR: dict[Reason, ReasonDoc] = {
@@ -465,6 +471,17 @@ _FOUND_BY_OPERATOR: dict[Reason, ReasonDoc] = {
         "What the spec asks for can only be done by a gateway, and there is none.",
         "spec.routing.experiments and mirrored requests of spec.rollout.shadow need spec.routing.gateway.",
         "Set spec.routing.gateway, or remove the field. Everything else goes on.",
+    ),
+    R.KEDA_REQUIRED: ReasonDoc(
+        "What the spec or the chart asks for can only be done by KEDA, and it is not used.",
+        "minReplicas is 0, or autoscaling.provider of the chart is KEDA; KEDA is not installed, or prometheus.address is not set.",
+        "Install KEDA and set prometheus.address of the chart (docs/autoscaling.md), or set minReplicas to 1. Everything else goes on.",
+    ),
+    R.AUTOSCALER_FAILED: ReasonDoc(
+        "The autoscaler cannot measure the load, so the number of pods stays as it is.",
+        "metrics-server, prometheus-adapter or Prometheus is missing or does not answer, or has nothing about the pods.",
+        "See what docs/autoscaling.md says the metric needs; `kubectl describe hpa` (or scaledobject) has the autoscaler's own words.",
+        retried=True,
     ),
 }
 

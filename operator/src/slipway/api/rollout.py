@@ -103,8 +103,8 @@ class Rollout(ApiModel):
     )
     keep_previous: Duration | None = Field(
         default=None,
-        description="How long the replaced revision keeps all its pods, so that going back takes no time; until the next rollout at most. "
-        "Example: 30m. Default: until it has drained.",
+        description="How long the replaced revision keeps all its pods, to go back at once; until the next rollout at most. "
+        "Example: 30m. Default: until drained.",
     )
 
 
@@ -168,7 +168,7 @@ class Routing(ApiModel):
 
     gateway: Gateway | None = Field(
         default=None,
-        description="The gateway that an HTTPRoute with the weights is attached to. Default: none; numbers of pods then make the weights.",
+        description="The gateway that an HTTPRoute with the weights is attached to. Default: none; pod numbers make the weights.",
     )
     hostnames: Hostnames | None = Field(
         default=None, description="Hostnames of the route. Example: [digits.example.com]. Default: every one of the gateway."

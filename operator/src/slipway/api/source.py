@@ -196,8 +196,7 @@ class ModelSource(ApiModel):
     )
     credentials_secret_ref: SecretReference | None = Field(
         default=None,
-        description="A Secret with the credentials of the source; docs/sources.md lists its keys. Only the container that downloads gets "
-        "it. Default: none.",
+        description="A Secret with the source's credentials (docs/sources.md); only the container that downloads gets it. Default: none.",
     )
 
 
@@ -352,8 +351,8 @@ class Conversion(ApiModel):
     )
     objective: Literal["Latency", "Throughput", "Size"] | None = Field(
         default=None,
-        description="Picks among the candidates that pass: Latency (p50 of one sample), Throughput or Size; near ties go to the simpler "
-        "format. Default: the first that passes.",
+        description="Picks among those that pass: Latency (p50 of one sample), Throughput or Size; near ties go to the simpler "
+        "format. Default: the first.",
     )
     calibration: Calibration | None = Field(default=None, description="Data for Int8Static. Default: none.")
     validation: Validation | None = Field(

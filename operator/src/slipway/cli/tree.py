@@ -67,7 +67,7 @@ def status_tree(view: View) -> Tree:
     tree.add(_line("model ", (resource["spec"]["model"]["uri"], ""), (_short(_source_digest(status)), "dim")))
     if status.get("url"):
         tree.add(_line("url ", (status["url"], "")))
-    for kind in ("Experiments", "Shadow"):
+    for kind in ("Experiments", "Shadow", "Autoscaling"):
         found = condition(resource, kind)
         if found is not None:
             style = GOOD if found["status"] == "True" else BAD

@@ -147,6 +147,7 @@ class Observed:
     verdicts: Sequence[MetricVerdict] = ()
     has_comparator: bool = False  # whether the comparator of stable and target is ready
     replay: Replay = field(default_factory=Replay)  # of golden inputs on the target's pods, while it has no weight
+    is_stable_waking: bool = False  # it had no pods because nobody wanted it, and has none that answers yet
 
     def side(self, revision: str | None) -> Side:
         """Return the pods of a revision; one without a Deployment has none."""
@@ -285,6 +286,13 @@ def _without_weight(rollout: Rollout) -> Rollout:
     return replace(rollout, phase=phase, weight=0, since=None)
 
 
+def shares_traffic(rollout: Rollout | None, policy: Policy) -> bool:
+    """Say whether the target has, or is about to get, a part of the traffic beside stable."""
+    if rollout is None or rollout.phase is Phase.ROLLED_BACK:
+        return False
+    return rollout.weight > 0 or any(step.weight < 100 for step in policy.steps[rollout.step : _last(rollout, policy)])
+
+
 def _last(rollout: Rollout, policy: Policy) -> int:
     """Return the number of steps that are walked; none when the user promoted all the way."""
     return 0 if policy.skips_all(rollout.revision) or policy.strategy in (Strategy.TAKE_OVER, Strategy.RECREATE) else len(policy.steps)
@@ -294,7 +302,7 @@ def _prepared(rollout: Rollout, seen: Observed, policy: Policy, now: datetime) -
     """Give the step's weight once its pods are ready; before the first one, compare answers if that is wanted."""
     if seen.replicas == 0:
         return replace(rollout, step=len(policy.steps))  # there is no traffic to share
-    if not _is_replayed(rollout, seen, policy) or not _is_step_sized(rollout, seen, policy):
+    if seen.is_stable_waking or not _is_replayed(rollout, seen, policy) or not _is_step_sized(rollout, seen, policy):
         return rollout
     if needs_shadow(rollout, policy):
         return replace(rollout, phase=Phase.SHADOWING, since=now) if seen.has_comparator else rollout

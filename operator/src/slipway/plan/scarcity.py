@@ -32,10 +32,11 @@ def wanted_resource(snapshot: DeploymentSnapshot) -> str | None:
     resource, spec = snapshot.resource, snapshot.resource["spec"]
     wanted: str | None = (spec.get("accelerator") or {}).get("resourceName")
     target = names.revision_name(name_of(resource), revision_shape(spec))
-    size = int((spec.get("serving") or {}).get("replicas", 1))
     sizes = {name_of(d): int(d["spec"].get("replicas", 1)) for d in snapshot.deployments}
+    is_scaled = spec.get("autoscaling") is not None  # whatever size it has is the right one
+    size = sizes.get(target) if is_scaled else int((spec.get("serving") or {}).get("replicas", 1))
     available = sum(int(status_of(d).get("availableReplicas", 0)) for d in snapshot.deployments if name_of(d) == target)
-    is_calm = sizes.get(target) == size <= available and not any(s for name, s in sizes.items() if name != target)
+    is_calm = size is not None and sizes.get(target) == size <= available and not any(s for name, s in sizes.items() if name != target)
     return None if is_calm else wanted
 
 
