@@ -217,7 +217,7 @@ def _scaled(snapshot: DeploymentSnapshot, plan: Plan, seen: Observed, held: Mapp
     revision that may sleep has answered: KEDA would take its pod while the model is being loaded.
     """
     may_sleep = autoscaling.may_sleep(snapshot, config)
-    has_answered = plan.stable == seen.stable and seen.since is not None
+    has_answered = (plan.stable == seen.stable and seen.since is not None) or seen.side(plan.stable).ready > 0
     is_held = any(plan.sizes[name] == size for name, size in held.items())
     if not is_held or (may_sleep and not has_answered):
         return None

@@ -284,7 +284,7 @@ def test_a_model_is_proven_before_it_may_sleep() -> None:
     assert size(world, revision) == 1
     assert world.names(SCALED_OBJECT) == set(), "KEDA would take the pod while it loads the model"
     world.run_pods()
-    world.settle()
+    world.step("ModelDeployment", NAME)  # at once: nothing would wake the operator for another look
     assert bounds(world) == (0, 10)
 
 
@@ -369,8 +369,9 @@ def test_a_takeover_does_not_wake_the_old_revision() -> None:
     assert (world.names(SCALED_OBJECT), bounds(world)) == ({first}, (0, 10)), "who asks meanwhile is answered by the old one"
     assert world.objects["Service", NAME]["metadata"]["annotations"][names.STABLE] == first
     world.run_pods(second)
-    world.settle()
+    world.step("ModelDeployment", NAME)
     assert (stable(world), world.names(SCALED_OBJECT)) == (second, {second})
+    world.settle()
     assert condition(world, "Ready") == ("True", "Ready")
 
 
