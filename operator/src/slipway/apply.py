@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from slipway import names
-from slipway.cluster import JSON_PATCH, MERGE_PATCH, Cluster, Conflict, NotFound
+from slipway.cluster import JSON_PATCH, MERGE_PATCH, Cluster, Conflict, NoSuchKind, NotFound
 from slipway.events import Recorder
 from slipway.leader import Leader
 from slipway.plan.autoscaling import SCALED_OBJECT, handover, holds_replicas
@@ -121,8 +121,11 @@ class Writer:
         known = self._store.get(*identity(manifest))
         try:
             self._observe(await (self._create(manifest) if known is None else self._update(manifest, known)))
-        except (Conflict, NotFound):
+        except (Conflict, NotFound) as error:
             await self._refresh(manifest)
+            if isinstance(error, NoSuchKind) and manifest["kind"] == SCALED_OBJECT:
+                self._store.has_keda = False  # somebody has just removed it; the next pass makes another autoscaler
+                raise Conflict(409, "KindGone", "KEDA is gone") from None
             raise
         LOG.info("applied key=%s object=%s/%s", _name(resource), manifest["kind"], manifest["metadata"]["name"])
 
@@ -137,11 +140,6 @@ class Writer:
                 self._store.observe_foreign(found)
                 raise NotOursError(f"{kind} {name} belongs to somebody else") from None
             raise  # the watch is behind
-        except NotFound:
-            if kind == SCALED_OBJECT:
-                self._store.has_keda = False  # somebody has just removed it; the next pass makes another autoscaler
-                raise Conflict(409, "KindGone", "KEDA is gone") from None
-            raise
 
     async def _update(self, manifest: Manifest, known: Manifest) -> Manifest:
         kind, namespace, name = identity(manifest)

@@ -59,6 +59,10 @@ class NotFound(ApiError):
     """404."""
 
 
+class NoSuchKind(NotFound):
+    """404: the cluster does not have resources of that kind."""
+
+
 class Conflict(ApiError):
     """409: somebody else was faster, or the object is there already."""
 
@@ -79,6 +83,7 @@ class Unavailable(ApiError):
     """5xx, or no answer at all."""
 
 
+_NO_SUCH_KIND = ("404 page not found", "could not find the requested resource")  # without its group, and without its version
 _ERRORS: dict[int, type[ApiError]] = {400: Invalid, 403: Forbidden, 404: NotFound, 409: Conflict, 422: Invalid, 429: Throttled}
 
 
@@ -261,5 +266,7 @@ def _error(code: int, text: bytes, retry_after: str | None) -> ApiError:
         reason, message = answer.get("reason", ""), answer.get("message", "")
     except (ValueError, AttributeError):
         reason, message = "", text[:300].decode(errors="replace")
+    if code == 404 and any(words in message for words in _NO_SUCH_KIND):
+        return NoSuchKind(code, reason, message)
     wait = float(retry_after) if retry_after and retry_after.isdigit() else None
     return _ERRORS.get(code, Unavailable)(code, reason, message, wait)

@@ -119,14 +119,13 @@ def _decide_deployment(snapshot: DeploymentSnapshot, now: datetime, config: Conf
     doomed = revisions.surplus(snapshot, (plan.stable, target.revision), status.get("history", ()), limit)
     released, dropped = _release_artifacts(snapshot, target, doomed)
     desired = () if _conflict(snapshot, target) else _desired(snapshot, target, fresh, plan, scaled)
-    if not _conflict(snapshot, target):
-        desired = (*autoscaler.to_apply(snapshot, scaled, config), *desired)
+    scaler = () if _conflict(snapshot, target) else autoscaler.to_apply(snapshot, scaled, config)
     comparator = shadow.comparator_of(resource, plan, policy, list(seen.sides))
     if comparator is not None and not _conflict(snapshot, target):
         made = shadow.objects(resource, plan, snapshot.artifacts.get(target.artifact), config)
         desired = (*desired, *changed(made, (*snapshot.comparators, *snapshot.services)))
     return Decision(
-        apply=(*_claim_artifact(snapshot, target), *desired, *released),
+        apply=(*_claim_artifact(snapshot, target), *scaler, *desired, *released),
         delete=(
             *_delete_revisions(snapshot, doomed),
             *_delete_routes(snapshot),

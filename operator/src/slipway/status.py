@@ -16,7 +16,7 @@ from slipway.api.reasons import REASONS, Reason
 from slipway.plan.diagnose import Problem
 from slipway.plan.objects import annotation, condition, is_true, label, name_of, status_of
 from slipway.plan.revisions import is_complete, ready_replicas, remembered, rollout_row
-from slipway.plan.rollout import Observed, Phase, Plan, Policy, Rollout, is_given_up, needs_shadow, shares_traffic
+from slipway.plan.rollout import Observed, Phase, Plan, Policy, Rollout, is_given_up, needs_shadow, needs_stable
 from slipway.snapshot import Event, Manifest
 from slipway.verdict import history, open_points
 
@@ -120,7 +120,7 @@ def _progress(facts: Facts) -> Problem:
 
 def _other_pod(facts: Facts, rollout: Rollout, *, is_ready: bool) -> str | None:
     """Return the pod, not the target's own, that a rollout waits for."""
-    if facts.seen.is_stable_waking and shares_traffic(rollout, facts.policy):
+    if facts.seen.is_stable_waking and needs_stable(rollout, facts.policy):
         return f"a pod of {facts.stable}, which had none"
     return "the comparator's pod" if is_ready and needs_shadow(rollout, facts.policy) and not facts.seen.has_comparator else None
 

@@ -14,7 +14,7 @@ from slipway.analysis.notification import Notification
 from slipway.analyst import Analyst
 from slipway.api.reasons import Reason
 from slipway.apply import NotLeaderError, NotOursError, Writer
-from slipway.cluster import ApiError, Cluster, Conflict, Forbidden, Invalid, NotFound
+from slipway.cluster import ApiError, Cluster, Conflict, Forbidden, Invalid, NoSuchKind
 from slipway.decide import decide
 from slipway.inventory import Inventory
 from slipway.leader import Leader
@@ -32,7 +32,6 @@ CONFLICT_BACKOFF = 0.05
 ROUNDS = 4  # of decisions in one pass: one that comes to no rest must not keep a worker
 RESTLESS_SECONDS = 30.0
 PODS_NEED = ("ModelArtifact", "ResourceClaimTemplate", "Deployment")  # what pods start by; a Service may come a moment later
-NO_SUCH_KIND = ("404 page not found", "could not find the requested resource")  # without its group, and without its version
 _ids = itertools.count(1)
 
 
@@ -173,11 +172,11 @@ class Worker:
 
     async def _tell_refusal(self, key: Key, error: ApiError) -> None:
         resource = self._store.get(key.kind, key.namespace, key.name)
-        is_kind_missing = isinstance(error, NotFound) and any(words in error.message for words in NO_SUCH_KIND)
+        is_kind_missing = isinstance(error, NoSuchKind)
         if resource is None or not (is_kind_missing or isinstance(error, Forbidden | Invalid)):
             return
         reason = refused(error.message).reason if isinstance(error, Forbidden) else Reason.INVALID_SPEC
-        if is_kind_missing:  # the only optional kinds that are written
+        if is_kind_missing:  # the only optional kinds, besides KEDA's, that are written
             reason = Reason.ROUTE_REJECTED
         message = "the cluster lacks HTTPRoute or GRPCRoute of the Gateway API" if is_kind_missing else error.message
         status = with_write_failure(resource, reason, message, datetime.now(UTC))

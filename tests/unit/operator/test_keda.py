@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import random
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +12,8 @@ import pytest
 from slipway import names
 from slipway.plan.autoscaler import autoscaler, load_query
 from slipway.plan.autoscaling import HPA, SCALED_OBJECT, Scaled, kind_for
-from slipway.snapshot import Config, DeploymentSnapshot
+from slipway.plan.scarcity import wanted_resource
+from slipway.snapshot import Config, Decision, DeploymentSnapshot
 from unit.operator.world import CONFIG, World, model_deployment, ready_reason
 
 PROMETHEUS = "http://prometheus.monitoring:9090"
@@ -86,7 +88,8 @@ def coming(world: World) -> str:
 
 
 def weight(world: World) -> int:
-    return int((world.objects["ModelDeployment", NAME]["status"].get("canary") or {}).get("weight", 0))
+    status = world.objects["ModelDeployment", NAME].get("status") or {}
+    return int((status.get("canary") or {}).get("weight", 0))
 
 
 # -- which autoscaler, and what it asks for --
@@ -291,6 +294,7 @@ def test_a_model_is_proven_before_it_may_sleep() -> None:
 def test_a_model_that_sleeps_is_ready_and_nothing_is_written() -> None:
     world = asleep()
     assert condition(world, "Ready") == ("True", "ScaledToZero")
+    assert (world.events[-1].type, world.events[-1].reason) == ("Normal", "ScaledToZero")
     assert condition(world, "Available") == ("True", "ScaledToZero")
     assert condition(world, "Degraded")[0] == condition(world, "Progressing")[0] == "False"
     assert not {"Reconciling", "Stalled"} & {c["type"] for c in world.objects["ModelDeployment", NAME]["status"]["conditions"]}
@@ -458,6 +462,36 @@ def test_nobody_waits_for_a_stable_revision_that_cannot_wake() -> None:
     assert size(world, coming(world)) == 1
 
 
+def test_all_at_once_does_not_wait_for_one_that_sleeps_and_then_keeps_it_awake_to_go_back_to() -> None:
+    world = asleep(rollout={"strategy": "BlueGreen", "steps": [{"weight": 100, "duration": "1m"}]}, routing=GATEWAY)
+    first = stable(world)
+    change(world, model=V2)
+    world.settle()
+    world.finish_jobs()
+    world.settle()
+    second = coming(world)
+    assert (weight(world), bounds(world)) == (0, (0, 10))
+    world.run_pods(second)
+    world.settle()
+    assert (stable(world), weight(world), bounds(world)) == (first, 100, (1, 9))
+    world.advance(61)
+    world.settle()
+    assert (stable(world), bounds(world)) == (second, (0, 10))
+
+
+def test_answers_are_compared_with_those_of_a_revision_that_is_awake() -> None:
+    shadow = {"percent": 100, "duration": "1m"}
+    world = asleep(rollout={"strategy": "BlueGreen", "steps": [{"weight": 100, "duration": "1m"}], "shadow": shadow}, routing=GATEWAY)
+    change(world, model=V2)
+    convert(world, 1)
+    assert world.objects["ModelDeployment", NAME]["status"]["canary"]["phase"] == "Preparing"
+    assert bounds(world) == (1, 10)
+    scale(world, stable(world), 1)
+    world.run_pods()
+    world.settle()
+    assert world.objects["ModelDeployment", NAME]["status"]["canary"]["phase"] == "Shadowing"
+
+
 def test_a_recreate_takes_the_place_of_one_that_sleeps() -> None:
     world = asleep(rollout=RECREATE)
     first = stable(world)
@@ -473,6 +507,16 @@ def test_a_recreate_takes_the_place_of_one_that_sleeps() -> None:
     assert (stable(world), world.names(SCALED_OBJECT)) == (second, {second})
 
 
+@pytest.mark.parametrize("replicas", [0, 1, 4])
+def test_the_nodes_are_not_looked_at_while_the_autoscaler_has_its_size(replicas: int) -> None:
+    world = served(accelerator={"resourceName": "nvidia.com/gpu", "count": 1})
+    scale(world, stable(world), replicas)
+    world.settle()
+    assert wanted_resource(world.snapshot("ModelDeployment", NAME)) is None
+    world.objects["Deployment", stable(world)]["spec"]["replicas"] = replicas + 1
+    assert wanted_resource(world.snapshot("ModelDeployment", NAME)) == "nvidia.com/gpu"
+
+
 def test_accelerators_do_not_wake_a_model_and_a_new_revision_finds_those_it_gave_back() -> None:
     world = asleep(accelerator={"resourceName": "nvidia.com/gpu", "count": 1})
     first = stable(world)
@@ -481,3 +525,78 @@ def test_accelerators_do_not_wake_a_model_and_a_new_revision_finds_those_it_gave
     world.finish_jobs()
     world.settle()
     assert (size(world, first), size(world, coming(world))) == (0, 1)
+
+
+# -- random stories --
+
+
+class Checked(World):
+    """What must hold after every decision, whatever users, pods and KEDA do."""
+
+    def step(self, kind: str, name: str) -> Decision:
+        before = {revision: size(self, revision) for revision in self.names(SCALED_OBJECT)}
+        was_shared = weight(self) > 0
+        decision = super().step(kind, name)
+        scaled = [name for kind in (HPA, SCALED_OBJECT) for name in self.names(kind)]
+        assert len(scaled) < 2, "two autoscalers"
+        for revision in before.keys() & self.names(SCALED_OBJECT):
+            assert size(self, revision) == before[revision], "a size of KEDA's was changed"
+        if not was_shared and 0 < weight(self) < 100 and self.objects["ModelDeployment", NAME]["spec"].get("autoscaling") == SLEEPY:
+            assert not self.has_keda or self.objects["Deployment", stable(self)]["status"]["readyReplicas"] > 0, "shared with nobody"
+        return decision
+
+
+WISHES = [SLEEPY, SLEEPY, WISH, None]
+ROLLOUTS = [None, CANARY, RECREATE, {"strategy": "BlueGreen", "steps": [{"weight": 100, "duration": "1m"}]}]
+
+
+def keda_acts(world: World, choose: Any) -> None:
+    """KEDA and its HorizontalPodAutoscaler give each Deployment a size that its ScaledObject allows."""
+    for revision, made in world.kind(SCALED_OBJECT).items():
+        least, most = made["spec"]["minReplicaCount"], made["spec"]["maxReplicaCount"]
+        world.objects["Deployment", revision]["spec"]["replicas"] = choose(least, most)
+
+
+def happen(world: World, dice: random.Random) -> None:
+    deed = dice.randrange(8)
+    if deed == 0:
+        change(world, autoscaling=dice.choice(WISHES), rollout=dice.choice(ROLLOUTS))
+    elif deed == 1:
+        change(world, model=dice.choice([V2, {"uri": "oci://reg:5000/digits:v1"}]))
+    elif deed == 2:
+        world.finish_jobs()
+    elif deed == 3:
+        names_of = sorted(world.names("Deployment"))
+        world.run_pods(*dice.sample(names_of, k=min(len(names_of), 1)))
+    elif deed == 4:
+        world.advance(dice.choice([1, 11, 61, 3600]))
+    elif deed == 5:
+        keda_acts(world, dice.randint)
+    elif deed == 6 and dice.random() < 0.3:
+        world.has_keda = not world.has_keda
+        for revision in world.names(SCALED_OBJECT):
+            del world.objects[SCALED_OBJECT, revision]  # with the resource definition
+    else:
+        world.settle(20)
+
+
+@pytest.mark.parametrize("seed", range(150))
+def test_whatever_happens_one_autoscaler_has_the_size_and_the_last_wish_is_served(seed: int) -> None:
+    dice = random.Random(seed)
+    world = Checked(model_deployment(autoscaling=SLEEPY, rollout=dice.choice([CANARY, RECREATE])))
+    world.config, world.has_keda = KEDA, True
+    for _ in range(dice.randrange(5, 40)):
+        happen(world, dice)
+    world.has_keda = True
+    change(world, autoscaling=SLEEPY, model={"uri": "oci://reg:5000/digits:last"})
+    for _ in range(8):
+        world.settle(20)
+        world.finish_jobs()
+        keda_acts(world, min)
+        world.settle(20)
+        world.run_pods()
+        world.settle(20)
+        world.advance(62)
+    world.settle(20)
+    assert bounds(world) == (0, 10)
+    assert condition(world, "Ready") == ("True", "ScaledToZero")

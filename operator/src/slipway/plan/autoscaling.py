@@ -15,7 +15,7 @@ from typing import Any
 
 from slipway import names
 from slipway.plan.objects import name_of, status_of
-from slipway.plan.rollout import Observed, Phase, Plan, Policy, shares_traffic
+from slipway.plan.rollout import Observed, Phase, Plan, Policy, needs_stable
 from slipway.snapshot import Config, DeploymentSnapshot, Manifest
 
 HPA, SCALED_OBJECT = "HorizontalPodAutoscaler", "ScaledObject"
@@ -88,11 +88,11 @@ class Scaled:
 
 
 def scaled(resource: Manifest, plan: Plan, seen: Observed, policy: Policy, *, may_sleep: bool) -> Scaled:
-    """Return what the autoscaler of stable may do. While traffic is shared stable does not sleep: its part of it needs a pod."""
+    """Return what the autoscaler of stable may do. While a rollout needs stable, it does not sleep."""
     wish = resource["spec"]["autoscaling"]
     most = max(int(wish["maxReplicas"]) - _beside(plan, seen.target), 1)
     least = int(wish.get("minReplicas", 1))
-    if not may_sleep or shares_traffic(plan.rollout, policy):
+    if not may_sleep or needs_stable(plan.rollout, policy):
         least = max(least, 1)
     return Scaled(str(plan.stable), min(least, most), most)
 

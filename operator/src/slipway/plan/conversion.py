@@ -154,5 +154,5 @@ def events_for(resource: Manifest, problem: Problem) -> tuple[Event, ...]:
     return (Event("Normal" if is_good else "Warning", str(problem.reason), message),)
 
 
-_GOOD = {Reason.PUBLISHED, Reason.CACHE_HIT, Reason.READY}
+_GOOD = {Reason.PUBLISHED, Reason.CACHE_HIT, Reason.READY, Reason.SCALED_TO_ZERO}
 _PROGRESS = {Reason.PENDING, Reason.FETCHING, Reason.CONVERTING, Reason.VALIDATING, Reason.PUBLISHING, Reason.PROGRESSING}

@@ -286,11 +286,12 @@ def _without_weight(rollout: Rollout) -> Rollout:
     return replace(rollout, phase=phase, weight=0, since=None)
 
 
-def shares_traffic(rollout: Rollout | None, policy: Policy) -> bool:
-    """Say whether the target has, or is about to get, a part of the traffic beside stable."""
+def needs_stable(rollout: Rollout | None, policy: Policy) -> bool:
+    """Say whether stable must have pods beside the target's: its answers are compared, it has a part of the traffic, or may get it back."""
     if rollout is None or rollout.phase is Phase.ROLLED_BACK:
         return False
-    return rollout.weight > 0 or any(step.weight < 100 for step in policy.steps[rollout.step : _last(rollout, policy)])
+    is_shared = any(step.weight < 100 for step in policy.steps[rollout.step : _last(rollout, policy)])
+    return rollout.weight > 0 or is_shared or needs_shadow(rollout, policy)
 
 
 def _last(rollout: Rollout, policy: Policy) -> int:
@@ -302,7 +303,9 @@ def _prepared(rollout: Rollout, seen: Observed, policy: Policy, now: datetime) -
     """Give the step's weight once its pods are ready; before the first one, compare answers if that is wanted."""
     if seen.replicas == 0:
         return replace(rollout, step=len(policy.steps))  # there is no traffic to share
-    if seen.is_stable_waking or not _is_replayed(rollout, seen, policy) or not _is_step_sized(rollout, seen, policy):
+    if seen.is_stable_waking and needs_stable(rollout, policy):
+        return rollout
+    if not _is_replayed(rollout, seen, policy) or not _is_step_sized(rollout, seen, policy):
         return rollout
     if needs_shadow(rollout, policy):
         return replace(rollout, phase=Phase.SHADOWING, since=now) if seen.has_comparator else rollout
