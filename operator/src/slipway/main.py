@@ -15,7 +15,7 @@ import kopf
 import uvloop
 import yaml
 from aiohttp import web
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST
 
 from slipway import logs, metrics
 from slipway.analysis.notification import Notification
@@ -58,7 +58,7 @@ async def run(settings: Settings) -> None:
     resync = Resync(cluster, store, queue.add, settings.namespaces, settings.resync_seconds)
     inventory, ready = Inventory(cluster, store), asyncio.Event()
     analyst = _analyst(settings, session, store, queue, leader)
-    runner = await _serve(settings, resync, queue, ready)
+    runner = await _serve(settings, resync, queue, leader, ready)
     collector = _collector(settings, session, cluster, store, leader)
     parts = [leader.run(), resync.run(), collector.run(), _apply_shipped(cluster, store, leader, settings)]
     notify = webhook.send if webhook is not None else _nobody
@@ -154,14 +154,15 @@ async def _apply_shipped(cluster: Cluster, store: Store, leader: Leader, setting
         await asyncio.sleep(SHIPPED_SECONDS)
 
 
-async def _serve(settings: Settings, resync: Resync, queue: KeyQueue, ready: asyncio.Event) -> web.AppRunner:
+async def _serve(settings: Settings, resync: Resync, queue: KeyQueue, leader: Leader, ready: asyncio.Event) -> web.AppRunner:
     """Serve /metrics on one port, /healthz and /readyz on the other."""
 
     async def metrics_page(_: web.Request) -> web.Response:
         resync.tell_ages()
-        metrics.QUEUE_DEPTH.set(len(queue))
-        metrics.QUEUE_OLDEST.set(queue.oldest_age())
-        return web.Response(body=generate_latest(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+        is_leader = leader.is_leader()  # with a follower keys wait for its turn, which is no backlog
+        metrics.QUEUE_DEPTH.set(len(queue) if is_leader else 0)
+        metrics.QUEUE_OLDEST.set(queue.oldest_age() if is_leader else 0)
+        return web.Response(body=metrics.page(is_leader=is_leader), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     async def healthz(_: web.Request) -> web.Response:
         stale = resync.stale()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import time
 from collections import Counter
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from integration.conftest import ApiServer
-from integration.operator.conftest import Tenant, model_deployment, until
+from integration.operator.conftest import Operator, Tenant, model_deployment, until
 
 pytestmark = [pytest.mark.slow]
 
@@ -139,6 +140,7 @@ def test_a_leader_that_was_stopped_for_a_while_comes_back_as_a_follower(tenant: 
     tenant.prepare("digits")
     first = tenant.lead()
     second = tenant.start()
+    until(lambda: _answers(second), 30, lambda: second.log.read_text()[-2000:])
     first.send(signal.SIGSTOP)
     until(second.leads, 25, lambda: second.log.read_text()[-2000:])
     tenant.make("digits")
@@ -149,6 +151,28 @@ def test_a_leader_that_was_stopped_for_a_while_comes_back_as_a_follower(tenant: 
     time.sleep(3)
     assert second.leads()
     assert not first.leads()
+
+
+def models_told(operator: Operator) -> set[str]:
+    return set(re.findall(r'slipway_condition\{name="([^"]+)"', operator.metrics()))
+
+
+def test_only_the_leader_tells_about_models_and_its_queue(tenant: Tenant) -> None:
+    tenant.prepare("digits")
+    first = tenant.lead()
+    tenant.make("digits")
+    until(lambda: models_told(first) == {"digits"}, 20, first.metrics)
+    second = tenant.start()
+    until(lambda: _answers(second), 20, lambda: second.log.read_text()[-2000:])
+    time.sleep(3)
+    assert models_told(second) == set()
+    assert "slipway_queue_oldest_seconds 0.0" in second.metrics(), "keys that wait for a follower's turn are no backlog"
+    first.send(signal.SIGSTOP)
+    until(second.leads, 25, lambda: second.log.read_text()[-2000:])
+    until(lambda: models_told(second) == {"digits"}, 20, second.metrics)
+    first.send(signal.SIGCONT)
+    until(lambda: not first.leads(), 5)
+    assert models_told(first) == set()
 
 
 def _answers(operator: object) -> bool:

@@ -14,7 +14,7 @@ import pytest
 import yaml
 from prometheus_client import REGISTRY
 
-import slipway.metrics  # noqa: F401 - registers the operator's metrics
+from slipway import metrics
 from unit.chart.rendering import CHART, ROOT, render, run_helm
 
 RULES = CHART / "files/monitoring/rules.yaml"
@@ -30,7 +30,7 @@ def rules() -> list[dict[str, Any]]:
 
 def exported() -> set[str]:
     """The names of the operator's metrics and of those that the server registers."""
-    own = {metric.name for metric in REGISTRY.collect()}
+    own = {metric.name for registry in (REGISTRY, metrics.MODELS) for metric in registry.collect()}
     sources = (ROOT / "runtime-image/src/slipway_runtime/serve").rglob("*.py")
     return own | {name for path in sources for name in re.findall(r'"(slipway_[a-z_]+)"', path.read_text())}
 

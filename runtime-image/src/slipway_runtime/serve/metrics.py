@@ -77,7 +77,7 @@ class Buckets:
 
 
 class Tally:
-    """Counters by the value of one label."""
+    """Counters by HTTP status. A handler's own status may be any number; one that is none of HTTP counts as 599."""
 
     def __init__(self, name: str, text: str, label: str, labels: dict[str, str]) -> None:
         """Make it; `label` tells the counters apart."""
@@ -86,7 +86,10 @@ class Tally:
 
     def add(self, value: int) -> None:
         """Count one."""
-        self.counts[value] = self.counts.get(value, 0) + 1
+        known = self.counts.get(value)
+        if known is None and not 100 <= value <= 599:
+            value, known = 599, self.counts.get(599)
+        self.counts[value] = (known or 0) + 1
 
     def family(self) -> Metric:
         """The metric as it is now."""
