@@ -9,6 +9,28 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 slipway-registry.{{ .Release.Namespace }}:5000
 {{- end -}}
 
+{{/* Whether the chart has PodMonitors: "true" or nothing. */}}
+{{- define "slipway.podMonitors" -}}
+{{- $has := .Capabilities.APIVersions.Has "monitoring.coreos.com/v1" }}
+{{- if or (eq .Values.monitoring.podMonitors "Always") (and $has (eq .Values.monitoring.podMonitors "Auto")) }}true{{ end }}
+{{- end -}}
+
+{{/* Whether pods are annotated to be scraped. */}}
+{{- define "slipway.scrapeAnnotations" -}}
+{{- $alone := not (include "slipway.podMonitors" .) }}
+{{- if or (eq .Values.monitoring.scrapeAnnotations "Always") (and $alone (eq .Values.monitoring.scrapeAnnotations "Auto")) }}true{{ end }}
+{{- end -}}
+
+{{/* Relabelling of plain Prometheus as a PodMonitor writes it. */}}
+{{- define "slipway.relabelings" -}}
+{{- range . }}
+{{- $rule := omit . "source_labels" "target_label" }}
+{{- with .source_labels }}{{ $_ := set $rule "sourceLabels" . }}{{ end }}
+{{- with .target_label }}{{ $_ := set $rule "targetLabel" . }}{{ end }}
+- {{ toJson $rule }}
+{{- end }}
+{{- end -}}
+
 {{- define "slipway.containerSecurity" -}}
 allowPrivilegeEscalation: false
 readOnlyRootFilesystem: true

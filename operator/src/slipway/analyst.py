@@ -15,13 +15,14 @@ from datetime import UTC
 
 import aiohttp
 
+from slipway import names
 from slipway.analysis.evaluate import evaluate
 from slipway.analysis.probes import Prober, together
 from slipway.analysis.queries import Target
 from slipway.analysis.sources import Pod, PodSource, PrometheusSource, observe
 from slipway.analysis.verdict import Evaluation
 from slipway.analysis.window import Sample
-from slipway.plan.gate import METRICS_PATH, Subject, comparator_urls, probe_urls, replayed_revision, replays, scrape_urls, subject_of
+from slipway.plan.gate import Subject, comparator_urls, probe_urls, replayed_revision, replays, scrape_urls, subject_of
 from slipway.snapshot import DeploymentSnapshot, Key, Manifest, Snapshot
 from slipway.store import Store
 from slipway.verdict import MetricVerdict, Replay
@@ -221,7 +222,7 @@ class Analyst:
         if subject.comparator is not None:
             target = replace(_target(key, subject, subject.canary), comparator=subject.comparator)
             rows = self._comparators(key, subject.comparator)
-            return await self._pods.look(target, [Pod(uid, f"{base}{METRICS_PATH}") for uid, base in rows]), None
+            return await self._pods.look(target, [Pod(uid, f"{base}{names.METRICS_PATH}") for uid, base in rows]), None
         looks = (self._look(_target(key, subject, revision), key) for revision in (subject.canary, subject.stable))
         canary, stable = await asyncio.gather(*looks)
         return canary, stable

@@ -30,7 +30,6 @@ POD_TEMPLATE = f"{GROUP}/pod-template"  # annotation: the pod template as it was
 DIGEST = f"{GROUP}/artifact-digest"  # annotation: what the revision serves
 FORMAT = f"{GROUP}/format"  # annotation
 ACCELERATOR = f"{GROUP}/accelerator"  # annotation of a pod template: spec.accelerator as it was rendered
-METRICS_PORT = f"{GROUP}/metrics-port"  # annotation of a pod whose metrics are not on the port of the requests
 MANIFEST = f"{GROUP}/manifest"  # annotation of a shipped ServingRuntime: hash of the chart's manifest
 SHAPE = f"{GROUP}/shape"  # annotation: the part of the spec that the revision was made of, so that one can go back to it
 STABLE = f"{GROUP}/stable"  # annotation of the stable Service: which revision is stable
@@ -40,6 +39,10 @@ PROMOTE = f"{GROUP}/promote"  # annotation: a revision, all the way; or <revisio
 ABORT = f"{GROUP}/abort"  # annotation: a revision to give up
 GARBAGE = f"{GROUP}/garbage-since"  # annotation of the embedded registry: when blobs were left behind that a restart frees
 FREED = f"{GROUP}/freed-at"  # annotation of its pod template: when the operator last restarted it for that
+METRICS_PATH = "/metrics"
+SCRAPE = "prometheus.io/scrape"  # annotations of a pod, by the convention of Prometheus' own example configuration
+SCRAPE_PORT = "prometheus.io/port"
+SCRAPE_PATH = "prometheus.io/path"
 
 SELECTOR = f"{MANAGED_BY}={FIELD_MANAGER}"
 MAX_LABEL = 63  # of a label's value and of a Service's name (RFC 1123)

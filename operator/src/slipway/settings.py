@@ -38,6 +38,7 @@ class Settings(BaseSettings):
     workers: int = 8
     resync_seconds: float = 60
     drain_seconds: int = 10
+    scrape_annotations: bool = False  # prometheus.io/scrape on new pods, for a Prometheus that goes by it
     serving_runtimes: str = ""  # a YAML file of ServingRuntimes that the leader applies
     cluster_role: str = ""  # their owner: with it they are collected
     lease_name: str = "slipway-operator"
@@ -80,4 +81,5 @@ class Settings(BaseSettings):
             autoscaling_provider=self.autoscaling_provider,
             polling_seconds=self.autoscaling_polling_seconds,
             cooldown_seconds=self.autoscaling_cooldown_seconds,
+            scrape_annotations=self.scrape_annotations,
         )

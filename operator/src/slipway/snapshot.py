@@ -47,6 +47,7 @@ class Config:
     autoscaling_provider: Literal["Auto", "HPA", "KEDA"] = "Auto"
     polling_seconds: int = 15
     cooldown_seconds: int = 300
+    scrape_annotations: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ server = test_protocol.server
 SHARED = {
     test_protocol: [
         "test_paths_and_codes",
+        "test_metrics_are_those_of_the_design",
         "test_pipelined_answers_keep_the_order_of_the_requests",
         "test_chunked_body_and_expect_continue",
         "test_an_offer_to_upgrade_is_declined_by_answering",

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 from PIL import Image
+from prometheus_client.parser import text_string_to_metric_families
 
 from unit.runtime.serve.artifacts import digits_draft, mlp, mlp_draft, sleeper_draft
 
@@ -84,6 +85,34 @@ def test_infer_equals_numpy_and_metrics_count_it(server):
         assert line in text, line
     for name in ("slipway_queue_duration_seconds_bucket", "slipway_model_load_seconds"):
         assert name in text
+
+
+# What every server exports (design 8), with the labels that its own text has.
+SERVING = {
+    "slipway_requests_total": {"model", "revision", "code"},
+    "slipway_nonfinite_outputs_total": {"model", "revision"},
+    **{f"slipway_request_duration_seconds_{part}": {"model", "revision"} for part in ("sum", "count")},
+    "slipway_request_duration_seconds_bucket": {"model", "revision", "le"},
+    **{
+        f"slipway_{name}_{part}": set()
+        for name in ("queue_duration_seconds", "inference_duration_seconds", "batch_size")
+        for part in ("sum", "count")
+    },
+    **{f"slipway_{name}_bucket": {"le"} for name in ("queue_duration_seconds", "inference_duration_seconds", "batch_size")},
+    "slipway_inflight_requests": set(),
+    "slipway_model_load_seconds": set(),
+    "slipway_artifact_info": {"digest", "format", "precision"},
+}
+
+
+def test_metrics_are_those_of_the_design(start):
+    server = start(mlp_draft()).wait_ready()
+    assert server.infer("m", [[1.0] * 64]).status == 200
+    found: dict[str, set[str]] = {}
+    for family in text_string_to_metric_families(server.get("/metrics").body.decode()):
+        for sample in family.samples:
+            found.setdefault(sample.name, set()).update(sample.labels)
+    assert {name: found.get(name) for name in SERVING} == SERVING
 
 
 def test_pipelined_answers_keep_the_order_of_the_requests(start):

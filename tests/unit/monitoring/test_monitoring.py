@@ -15,7 +15,7 @@ import yaml
 from prometheus_client import REGISTRY
 
 from slipway import metrics
-from unit.chart.rendering import CHART, ROOT, render, run_helm
+from unit.chart.rendering import CHART, ROOT, environment, render, run_helm
 
 RULES = CHART / "files/monitoring/rules.yaml"
 CASES = Path(__file__).parent / "alerts.test.yaml"
@@ -25,7 +25,7 @@ SUFFIXES = ("", "_total", "_bucket", "_sum", "_count", "_info")
 
 
 def rules() -> list[dict[str, Any]]:
-    return [rule for group in yaml.safe_load(RULES.read_text())["groups"] for rule in group["rules"]]
+    return [rule for group in yaml.safe_load(RULES.read_text())["groups"] for rule in group["rules"] if "alert" in rule]
 
 
 def exported() -> set[str]:
@@ -124,6 +124,41 @@ def test_the_chart_monitors_when_prometheus_operator_is_there() -> None:
     (rule,) = [o for o in objects if o["kind"] == "PrometheusRule"]
     assert rule["spec"] == yaml.safe_load(RULES.read_text())
     assert kinds(render({"monitoring": {"podMonitors": "Always", "rules": "Never"}})) == {"PodMonitor"}
+
+
+def with_crds(values: dict[str, Any]) -> list[dict[str, Any]]:
+    done = run_helm(values, "--api-versions", "monitoring.coreos.com/v1")
+    assert done.returncode == 0, done.stderr
+    return [o for o in yaml.load_all(done.stdout, yaml.CSafeLoader) if o]
+
+
+def test_the_pod_monitor_relabels_as_the_plain_file() -> None:
+    (monitor,) = [o for o in with_crds({}) if o["kind"] == "PodMonitor" and o["metadata"]["name"] == "slipway-models"]
+    (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
+    plain = yaml.safe_load((CHART / "files/monitoring/relabelings.yaml").read_text())
+    camel = {"source_labels": "sourceLabels", "target_label": "targetLabel"}
+    for key, place in (("relabel_configs", "relabelings"), ("metric_relabel_configs", "metricRelabelings")):
+        assert endpoint[place] == [{camel.get(word, word): value for word, value in rule.items()} for rule in plain[key]]
+
+
+@pytest.mark.parametrize(
+    ("has_crds", "monitoring", "expected"),
+    [
+        (False, {}, True),
+        (True, {}, False),
+        (True, {"podMonitors": "Never"}, True),
+        (False, {"podMonitors": "Always"}, False),
+        (True, {"scrapeAnnotations": "Always"}, True),
+        (False, {"scrapeAnnotations": "Never"}, False),
+    ],
+)
+def test_pods_are_annotated_to_be_scraped_unless_a_pod_monitor_does_it(has_crds: bool, monitoring: dict[str, str], expected: bool) -> None:
+    objects = (with_crds if has_crds else render)({"monitoring": monitoring})
+    assert environment(objects)["SLIPWAY_SCRAPE_ANNOTATIONS"] == ("true" if expected else "false")
+    operator = next(o for o in objects if o["kind"] == "Deployment" and o["metadata"]["name"] == "slipway-operator")
+    notes = operator["spec"]["template"]["metadata"]["annotations"]
+    assert notes.get("prometheus.io/scrape") == ("true" if expected else None)
+    assert notes["prometheus.io/port"] == "8080"
 
 
 def test_the_dashboards_are_config_maps_for_the_sidecar() -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from slipway.plan.rollout import Plan
 from slipway.plan.traffic import revision_service, stable_service
-from slipway.plan.workload import revision_deployment, revision_shape
+from slipway.plan.workload import existing_deployment, revision_deployment, revision_shape
 from slipway.snapshot import Config
 from unit.operator.world import model_deployment
 
@@ -127,11 +127,11 @@ def test_metrics_on_a_port_of_their_own():
     (server,) = pod["spec"]["containers"]
     assert [(port["name"], port["containerPort"]) for port in server["ports"]] == [("http", 8080), ("metrics", 8002)]
     assert server["args"] == ["8002"]
-    assert pod["metadata"]["annotations"] == {"slipway.dev/metrics-port": "8002"}
+    assert pod["metadata"]["annotations"] == {"prometheus.io/port": "8002", "prometheus.io/path": "/metrics"}
     same = pod_of(metrics={"port": 8080}, args=["{{metricsPort}}"])
     assert [port["name"] for port in same["spec"]["containers"][0]["ports"]] == ["http"]
     assert same["spec"]["containers"][0]["args"] == ["8080"]
-    assert "annotations" not in same["metadata"]
+    assert same["metadata"]["annotations"]["prometheus.io/port"] == "8080"
 
 
 def test_a_server_that_stops_at_once_is_kept_while_its_endpoints_go():
@@ -144,3 +144,30 @@ def test_a_command_may_tell_that_the_server_has_started():
     assert server["startupProbe"]["exec"] == {"command": ["ask", "digits"]}
     assert "httpGet" not in server["startupProbe"]
     assert [server[f"{probe}Probe"]["httpGet"]["path"] for probe in ("readiness", "liveness")] == ["/ping", "/v2/health/live"]
+
+
+def annotations(config, **spec):
+    template = revision_deployment(model_deployment(), "digits-1", ARTIFACT, runtime(**spec), config)["spec"]["template"]
+    return template["metadata"]["annotations"]
+
+
+@pytest.mark.parametrize(
+    ("spec", "port", "path"),
+    [
+        ({}, "8080", "/metrics"),
+        ({"port": 8000, "metrics": {"path": "/m"}}, "8000", "/m"),
+        ({"port": 8000, "metrics": {"path": "/metrics", "port": 8002}}, "8002", "/metrics"),
+    ],
+)
+def test_a_pod_says_where_its_metrics_are(spec, port, path):
+    place = {"prometheus.io/port": port, "prometheus.io/path": path}
+    assert annotations(CONFIG, **spec) == place
+    assert annotations(Config(scrape_annotations=True), **spec) == {"prometheus.io/scrape": "true", **place}
+
+
+def test_the_setting_changes_neither_revisions_nor_pods_that_run():
+    made = revision_deployment(model_deployment(), "digits-1", ARTIFACT, runtime(), CONFIG)
+    assert existing_deployment(model_deployment(), made) == made, "a revision keeps its template, whatever the settings have become"
+    older = {**made, "spec": {**made["spec"], "template": {"metadata": {"labels": {}}, "spec": {"containers": []}}}}
+    older["metadata"] = {**made["metadata"], "annotations": {}}
+    assert existing_deployment(model_deployment(), older)["spec"]["template"] == older["spec"]["template"]

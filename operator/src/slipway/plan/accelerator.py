@@ -119,6 +119,6 @@ def recorded(template: Mapping[str, Any]) -> Mapping[str, Any] | None:
     return None if text is None else dict(json.loads(text))
 
 
-def as_metadata(wish: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return the part of a pod template's metadata that records the wish."""
-    return {} if wish is None else {"annotations": {names.ACCELERATOR: json.dumps(wish, sort_keys=True, separators=(",", ":"))}}
+def as_annotations(wish: Mapping[str, Any] | None) -> dict[str, str]:
+    """Return the annotations of a pod template that record the wish."""
+    return {} if wish is None else {names.ACCELERATOR: json.dumps(wish, sort_keys=True, separators=(",", ":"))}

@@ -16,7 +16,6 @@ from slipway.plan.revisions import pods_of
 from slipway.snapshot import DeploymentSnapshot, Manifest
 from slipway.verdict import Replay
 
-METRICS_PATH = "/metrics"
 DISAGREEMENT = "shadow-disagreement"
 
 
@@ -157,4 +156,4 @@ def metrics_place(pod: Manifest, runtimes: Iterable[Manifest]) -> tuple[int, str
 
 
 def _metrics_path(snapshot: DeploymentSnapshot, server: dict[str, Any]) -> str:
-    return str((_runtime(snapshot, server).get("metrics") or {}).get("path", METRICS_PATH))
+    return str((_runtime(snapshot, server).get("metrics") or {}).get("path", names.METRICS_PATH))

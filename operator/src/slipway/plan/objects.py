@@ -8,7 +8,7 @@ from typing import Any
 
 from slipway import names
 from slipway.plan.diff import contains
-from slipway.snapshot import Manifest, ObjectRef
+from slipway.snapshot import Config, Manifest, ObjectRef
 
 UID = 65532
 KEYS_DIR = "/var/run/slipway/signing"
@@ -119,6 +119,15 @@ def key_volume(name: str, secret: str, *files: str) -> dict[str, Any]:
 def env(values: Mapping[str, str]) -> list[dict[str, str]]:
     """Return environment variables as a container's `env`."""
     return [{"name": key, "value": value} for key, value in values.items()]
+
+
+def scraped(port: int, path: str, config: Config) -> dict[str, str]:
+    """Return the annotations that tell where a pod's metrics are; only if the operator's settings say so also that they are to be scraped.
+
+    A PodMonitor reads the first two. Pods that run keep the annotations that they were made with.
+    """
+    place = {names.SCRAPE_PORT: str(port), names.SCRAPE_PATH: path}
+    return {names.SCRAPE: "true", **place} if config.scrape_annotations else place
 
 
 def mounts(volumes: Sequence[tuple[str, str, bool]]) -> list[dict[str, Any]]:

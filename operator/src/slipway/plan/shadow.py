@@ -19,6 +19,7 @@ from slipway.plan.objects import (
     name_of,
     owner,
     pod_security_context,
+    scraped,
     secret_source,
     security_context,
     status_of,
@@ -90,7 +91,7 @@ def objects(resource: Manifest, plan: Plan, artifact: Manifest | None, config: C
             "replicas": 1,
             "revisionHistoryLimit": 0,
             "selector": {"matchLabels": selector},
-            "template": {"metadata": {"labels": labels | selector}, "spec": pod},
+            "template": {"metadata": {"labels": labels | selector, "annotations": scraped(PORT, names.METRICS_PATH, config)}, "spec": pod},
         },
     }
     service = traffic.service(resource, name, selector)

@@ -15,6 +15,7 @@ from slipway.plan.objects import (
     name_of,
     owner,
     pod_security_context,
+    scraped,
     secret_source,
     security_context,
     status_of,
@@ -131,10 +132,16 @@ def _pod_template(resource: Manifest, revision: str, artifact: Manifest, runtime
     wish = resource["spec"].get("accelerator")
     if wish is not None:
         pod["topologySpreadConstraints"] = accelerator.spread({names.DEPLOYMENT: name, names.REVISION: revision})
-    metadata = {"labels": names.labels(name, "server", deployment=name, revision=revision), **accelerator.as_metadata(wish)}
-    if _metrics_port(runtime):
-        metadata["annotations"] = metadata.get("annotations", {}) | {names.METRICS_PORT: str(_metrics_port(runtime))}
+    notes = scraped(*metrics_place(runtime), config) | accelerator.as_annotations(wish)
+    metadata = {"labels": names.labels(name, "server", deployment=name, revision=revision), "annotations": notes}
     return {"metadata": metadata, "spec": accelerator.equipped(pod, {names.SERVER}, wish, revision)}
+
+
+def metrics_place(runtime: Manifest) -> tuple[int, str]:
+    """Return port and path of a server's metrics."""
+    spec = runtime["spec"]
+    place = spec.get("metrics") or {}
+    return int(place.get("port") or spec.get("port", DEFAULT_PORT)), str(place.get("path", names.METRICS_PATH))
 
 
 def _image(runtime: Manifest, fmt: str) -> str:
