@@ -11,6 +11,7 @@ nothing there.
 from __future__ import annotations
 
 import json
+import math
 import re
 import sys
 import time
@@ -43,8 +44,8 @@ def mean(metric: str, where: str, by: str) -> str:
 
 
 def errors(where: str, by: str) -> str:
-    failed = rate("slipway_requests_total", where + ',code=~"5.."', by)
-    return f"{failed} / {rate('slipway_requests_total', where, by)}"
+    failed, total = rate("slipway_requests_total", where + ',code=~"5.."', by), rate("slipway_requests_total", where, by)
+    return f"({failed} or 0 * {total}) / {total}"  # a series of failures begins with the first one
 
 
 FLEET: list[Panel] = [
@@ -212,13 +213,16 @@ def draw_panel(axes: Any, row: Mapping[str, Any], found: Found) -> None:
     unit = row["fieldConfig"]["defaults"]["unit"]
     axes.set_title(row["title"], loc="left", fontsize=9, fontweight="bold")
     if row["type"] == "timeseries" and found:
+        most = 0.0
         for name, series in found:
             times, values = zip(*((float(at) - time.time(), float(value)) for at, value in series["values"]), strict=True)
             axes.plot([at / 60 for at in times], values, linewidth=1.2, label=name)
+            most = max(most, *(value for value in values if math.isfinite(value)))
         axes.yaxis.set_major_formatter(lambda value, _: written(value, unit))
         axes.tick_params(labelsize=7)
         axes.grid(alpha=0.3)
-        axes.set_ylim(bottom=0)
+        axes.xaxis.set_major_formatter(lambda minutes, _: f"{minutes:g} min")
+        axes.set_ylim(0, most * 1.25 or 1)  # room for the legend
         axes.legend(fontsize=6, loc="upper left", frameon=False, ncols=2)
         return
     axes.set_xticks([])
@@ -227,7 +231,10 @@ def draw_panel(axes: Any, row: Mapping[str, Any], found: Found) -> None:
         texts = [name or written(float(series["values"][-1][1]), unit) for name, series in found]
         axes.text(0.5, 0.45, "\n".join(texts) or "No data", ha="center", va="center", fontsize=20 if texts else 9)
     else:
-        labels = [{key: value[:24] for key, value in series["metric"].items() if key not in HIDDEN} for _, series in found]
+        known = (
+            HIDDEN | {"model", "name", "namespace"} if "$name" in row["targets"][0]["expr"] else HIDDEN
+        )  # one model's dashboard says so above
+        labels = [{key: value[:20] for key, value in series["metric"].items() if key not in known} for _, series in found]
         rows = ["   ".join(f"{key}: {value}" for key, value in one.items()) for one in labels]
         axes.text(0.02, 0.95, "\n".join(rows) or "No data", ha="left", va="top", fontsize=6.5, wrap=True)
 

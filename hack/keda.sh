@@ -1,5 +1,5 @@
 #!/bin/bash
-# KEDA, metrics-server and a Prometheus for tests of autoscaling, built from Go modules and Debian's package.
+# KEDA, metrics-server and a Prometheus for tests of autoscaling, built from Go modules.
 #   usage: hack/keda.sh crds   KEDA's resource definitions alone, into build/crds; nothing is compiled
 #          hack/keda.sh up     installs all three in the cluster of `make cluster` and waits until they answer
 #          hack/keda.sh url    prints the address of that Prometheus inside the cluster; it looks at Slipway's pods, and at those with the

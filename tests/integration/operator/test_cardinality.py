@@ -10,7 +10,7 @@ from integration.operator.conftest import Tenant, model_deployment, until
 
 pytestmark = [pytest.mark.nightly, pytest.mark.slow, pytest.mark.timeout(1800)]
 MODELS, REVISIONS = 200, 10
-OF_MODELS = re.compile(r"slipway_(?:condition|traffic_weight)\\{.*")
+OF_MODELS = re.compile(r"slipway_(?:condition|traffic_weight)\{.*")
 
 
 def series(page: str) -> set[str]:
