@@ -309,6 +309,51 @@ def build():
             np.testing.assert_allclose(backend.infer({"x": x})["y"], want, atol=1e-4, err_msg=target)
 
 
+ENCODER = """
+import torch
+
+class Encoder(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.words, self.places = torch.nn.Embedding(50, 8), torch.nn.Embedding(64, 8)
+        self.layer = torch.nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        self.register_buffer("numbers", torch.arange(64)[None])
+
+    def forward(self, ids, mask):
+        x = self.words(ids) + self.places(self.numbers[:, : ids.shape[1]])
+        x = self.layer(x, src_key_padding_mask=(1.0 - mask.to(x.dtype)) * -1e4)
+        return x.mean(1)
+
+def build():
+    torch.manual_seed(1)
+    return Encoder().eval()
+"""
+
+
+def test_an_encoder_of_texts_keeps_its_length_up_to_its_last_position(pipeline, source):
+    tokens = {"dtype": "int64", "shape": ["batch", "length"]}
+    signature = {
+        "inputs": [{"name": "ids", **tokens}, {"name": "mask", **tokens}],
+        "outputs": [{"name": "embedding", "dtype": "float32", "shape": ["batch", 8]}],  # a name that the exporter also gives by itself
+    }
+    namespace: dict[str, Any] = {}
+    exec(ENCODER, namespace)
+    net = namespace["build"]()
+    spec = {"model": source(ENCODER), "signature": signature}
+    for target in ("ONNX", "TorchScript", "ExportedProgram"):
+        last = pipeline.run({**spec, "conversion": {"candidates": [{"target": target}]}})
+        assert last.reason == "Published", last.log
+        backend = opened(pipeline, last.message["artifactDigest"]).backend
+        for shape in ((1, 7), (5, 1), (2, 2), (2, 64)):
+            ids, mask = np.random.default_rng(1).integers(0, 50, shape), np.ones(shape, np.int64)
+            mask[:, 5:] = 0
+            with torch.no_grad():
+                want = net(torch.from_numpy(ids), torch.from_numpy(mask)).numpy()
+            np.testing.assert_allclose(backend.infer({"ids": ids, "mask": mask})["embedding"], want, atol=1e-4, err_msg=target)
+        with pytest.raises(Exception):  # noqa: B017, PT011 - each engine has its own
+            backend.infer({"ids": np.zeros((1, 65), np.int64), "mask": np.ones((1, 65), np.int64)})
+
+
 def test_aotinductor_without_a_compiler_is_unavailable(pipeline, source):
     candidates = [{"target": "AOTInductor"}]
     spec = {"model": source(MLP), "signature": MLP_SIGNATURE, "conversion": {"candidates": candidates}}

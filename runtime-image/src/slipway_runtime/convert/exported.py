@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
+import re
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from torch.export._patches import register_gru_while_loop_decomposition, register_lstm_while_loop_decomposition
 
+from slipway_runtime.artifact import Signature
 from slipway_runtime.candidates import INT8
 from slipway_runtime.convert import Job
 from slipway_runtime.convert.eager import flattened, source_module, tensors
@@ -16,6 +17,11 @@ from slipway_runtime.convert.onnx_target import export_finding, shape_argument
 from slipway_runtime.convert.precision import cast, quantized
 from slipway_runtime.reasons import Failure, is_out_of_memory
 from slipway_runtime.samples import read_batches
+
+log = logging.getLogger("slipway")
+
+# "length = Dim('length', max=512)": what torch.export suggests for a dim that the model bounds
+_BOUND = re.compile(r"(\w+) = Dim\('\w+'(?:, min=(\d+))?(?:, max=(\d+))?\)")
 
 Example = tuple[torch.Tensor, ...]
 
@@ -37,26 +43,45 @@ def exported(job: Job) -> tuple[torch.export.ExportedProgram, Example]:
 
 
 def _exported(module: torch.nn.Module, example: Example, job: Job) -> torch.export.ExportedProgram:
-    shapes = shape_argument(module, job.signature)
     try:
-        with warnings.catch_warnings(), torch.no_grad(), whole_recurrence():
-            warnings.simplefilter("ignore")
-            return torch.export.export(module, example, dynamic_shapes=shapes)
+        return program_of(module, example, job.signature)
     except Exception as error:
         if is_out_of_memory(error):
             raise
         raise export_finding(error, job.source, "torch.export") from error
 
 
-@contextmanager
-def whole_recurrence() -> Iterator[None]:
-    """Have torch.export leave an LSTM or a GRU whole.
+def program_of(module: torch.nn.Module, example: Example, signature: Signature) -> torch.export.ExportedProgram:
+    """Return torch.export's program with the named dims dynamic, as torch.onnx.export makes one.
 
-    By itself it writes their steps out one after the other, and so freezes a dynamic length. torch.onnx.export does the same
-    (torch/onnx/_internal/exporter/_capture_strategies.py, patch_dynamic_shape_rnn_decompositions).
+    An LSTM and a GRU stay whole: by itself torch.export writes their steps out one by one, and so freezes a dynamic length. What it
+    assumes of a dim becomes an assertion of the program instead of an error, and a dim that the model bounds (as positions do) is exported
+    with that bound. Source: torch/onnx/_internal/exporter/_capture_strategies.py.
+
+    Raises:
+        Exception: whatever torch.export raises; `export_finding` says what that means.
     """
-    with register_lstm_while_loop_decomposition(), register_gru_while_loop_decomposition():
-        yield
+
+    def export(shapes: object) -> torch.export.ExportedProgram:
+        return torch.export.export(module, example, dynamic_shapes=shapes, prefer_deferred_runtime_asserts_over_guards=True)
+
+    shapes = shape_argument(module, signature)
+    with (
+        warnings.catch_warnings(),
+        torch.no_grad(),
+        register_lstm_while_loop_decomposition(),
+        register_gru_while_loop_decomposition(),
+    ):
+        warnings.simplefilter("ignore")
+        try:
+            return export(shapes)
+        except torch._dynamo.exc.UserError as error:
+            bounds = {found[1]: (int(found[2] or 0), int(found[3]) if found[3] else None) for found in _BOUND.finditer(str(error))}
+            if not bounds:
+                raise
+            for dim, (least, most) in bounds.items():
+                log.info("the model bounds %s, which the signature leaves open: from %d%s", dim, least, f" to {most}" if most else "")
+            return export(shape_argument(module, signature, bounds))
 
 
 def _check_dynamic(program: torch.export.ExportedProgram, job: Job) -> None:

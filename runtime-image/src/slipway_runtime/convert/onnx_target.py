@@ -7,7 +7,9 @@ import logging
 import re
 import traceback
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -25,6 +27,8 @@ _ENTRY = "model.onnx"
 _PROTOBUF_LIMIT = 1 << 30  # a protobuf may have 2 GiB; half of it leaves room for what the optimizer folds
 _NO_FUNCTION = re.compile(r"No ONNX function found for <OpOverload\(op='([^']+)', overload='([^']+)'\)>")
 _CHAIN = 8
+
+Bounds = Mapping[str, tuple[int | None, int | None]]
 
 
 def build(job: Job) -> dict[str, Any]:
@@ -53,28 +57,33 @@ def build(job: Job) -> dict[str, Any]:
     return {"format": "ONNX", "entry": _ENTRY}
 
 
-def _export(module: torch.nn.Module, example: tuple[torch.Tensor, ...], job: Job, **options: Any) -> None:
-    torch.onnx.export(
-        module,
-        example,
-        str(job.output / _ENTRY),
-        dynamo=True,
-        input_names=[spec.name for spec in job.signature.inputs],
-        output_names=[spec.name for spec in job.signature.outputs],
-        verbose=False,
-        **options,
+def _export(module: torch.nn.Module, example: tuple[torch.Tensor, ...], job: Job, *, external_data: bool, **options: Any) -> None:
+    names = {side: [spec.name for spec in specs] for side, specs in (("input", job.signature.inputs), ("output", job.signature.outputs))}
+    program = torch.onnx.export(
+        module, example, dynamo=True, input_names=names["input"], output_names=names["output"], verbose=False, **options
     )
+    # The exporter renames inputs and outputs, and does not look whether a value within has that name: an output `embedding`, say.
+    graph = program.model.graph
+    for value in (*(value for node in graph.all_nodes() for value in node.outputs), *list(graph.initializers.values())):
+        if value.name in {*names["input"], *names["output"]} and not value.is_graph_output():
+            value.name = f"inner_{value.name}"
+    program.save(str(job.output / _ENTRY), external_data=external_data)
 
 
-def dynamic_shapes(signature: Signature) -> tuple[dict[int, Any], ...]:
-    """Return torch.export's dynamic_shapes: one dict an input, the same Dim for the same name."""
-    dims = {dim: torch.export.Dim(re.sub(r"\W", "_", dim)) for spec in signature.inputs for dim in spec.shape if isinstance(dim, str)}
+def dynamic_shapes(signature: Signature, bounds: Bounds = MappingProxyType({})) -> tuple[dict[int, Any], ...]:
+    """Return torch.export's dynamic_shapes: one dict an input, the same Dim for the same name, and its bounds if there are any."""
+
+    def made(name: str) -> Any:
+        least, most = bounds.get(name, (None, None))
+        return torch.export.Dim(name, min=least, max=most)
+
+    dims = {dim: made(re.sub(r"\W", "_", dim)) for spec in signature.inputs for dim in spec.shape if isinstance(dim, str)}
     return tuple({axis: dims[dim] for axis, dim in enumerate(spec.shape) if isinstance(dim, str)} for spec in signature.inputs)
 
 
-def shape_argument(module: torch.nn.Module, signature: Signature) -> tuple[Any, ...] | None:
+def shape_argument(module: torch.nn.Module, signature: Signature, bounds: Bounds = MappingProxyType({})) -> tuple[Any, ...] | None:
     """Return dynamic_shapes as an exporter wants them for this module (one tuple for `*inputs`), None when nothing is dynamic."""
-    shapes = dynamic_shapes(signature)
+    shapes = dynamic_shapes(signature, bounds)
     if not any(shapes):
         return None
     takes_any = any(parameter.kind is parameter.VAR_POSITIONAL for parameter in inspect.signature(module.forward).parameters.values())

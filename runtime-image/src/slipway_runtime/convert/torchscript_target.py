@@ -10,8 +10,7 @@ import torch
 
 from slipway_runtime.convert import Job
 from slipway_runtime.convert.eager import flattened, source_module, tensors
-from slipway_runtime.convert.exported import whole_recurrence
-from slipway_runtime.convert.onnx_target import shape_argument
+from slipway_runtime.convert.exported import program_of
 from slipway_runtime.convert.precision import cast
 from slipway_runtime.reasons import Failure, first_line, is_out_of_memory
 from slipway_runtime.samples import read_batches
@@ -124,8 +123,7 @@ def _is_close(got: torch.Tensor, want: torch.Tensor) -> bool:
 def _check_control_flow(module: torch.nn.Module, example: Inputs, job: Job, warning: str) -> None:
     """The tracer warns of a branch that none of the inputs took; a check of shapes warns alike, and torch.export tells the two apart."""
     try:
-        with whole_recurrence():
-            torch.export.export(module, example, dynamic_shapes=shape_argument(module, job.signature))
+        program_of(module, example, job.signature)
     except Exception as error:
         place = warning.partition("TracerWarning")[0] or warning
         text = f"control flow depends on values, {_ADVICE}: {' '.join(place.split())[:300]}"
