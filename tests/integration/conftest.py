@@ -76,5 +76,5 @@ def apiserver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the tests of the operator: they wait for leases and drains, and at the end the cores would wait with them."""
-    items.sort(key=lambda item: item.path.parent.name != "operator")
+    """Begin with the longest file and the tests of the operator: these wait for leases and drains, and at the end the cores would too."""
+    items.sort(key=lambda item: (item.path.name != "test_targets.py", item.path.parent.name != "operator"))
