@@ -217,7 +217,7 @@ def draw_panel(axes: Any, row: Mapping[str, Any], found: Found) -> None:
         for name, series in found:
             times, values = zip(*((float(at) - time.time(), float(value)) for at, value in series["values"]), strict=True)
             axes.plot([at / 60 for at in times], values, linewidth=1.2, label=name)
-            most = max(most, *(value for value in values if math.isfinite(value)))
+            most = max([most, *(value for value in values if math.isfinite(value))])  # a row may be NaN all along
         axes.yaxis.set_major_formatter(lambda value, _: written(value, unit))
         axes.tick_params(labelsize=7)
         axes.grid(alpha=0.3)

@@ -15,6 +15,7 @@ from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models import units
 from grafana_foundation_sdk.models.dashboard import Dashboard
 from hack import dashboards
+from matplotlib.figure import Figure
 from prometheus_client import REGISTRY
 
 from slipway import metrics
@@ -191,3 +192,11 @@ def test_the_dashboards_are_config_maps_for_the_sidecar() -> None:
         for text in board["data"].values():
             json.loads(text)
     assert not [o for o in render({"monitoring": {"dashboards": False}}) if (o["metadata"].get("labels") or {}).get("grafana_dashboard")]
+
+
+@pytest.mark.parametrize("values", [["1", "2.5"], ["NaN", "NaN"], ["NaN", "3"]])
+def test_a_series_is_drawn_whatever_its_values_are(values: list[str]) -> None:
+    row = {"title": "p99", "type": "timeseries", "fieldConfig": {"defaults": {"unit": "s"}}}
+    axes = Figure().subplots()
+    dashboards.draw_panel(axes, row, [("digits-1", {"values": [[number, value] for number, value in enumerate(values)]})])
+    assert len(axes.lines) == 1
