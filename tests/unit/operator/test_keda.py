@@ -360,6 +360,14 @@ def test_the_last_pod_taken_by_a_person_is_given_back() -> None:
 # -- rollouts while it sleeps --
 
 
+def asleep_before_a_canary() -> tuple[World, str]:
+    """Return a world whose stable revision sleeps while the next one is converted, and stable's name."""
+    world = asleep(rollout=CANARY, routing=GATEWAY)
+    change(world, model=V2)
+    convert(world, 1)
+    return world, stable(world)
+
+
 def test_a_takeover_does_not_wake_the_old_revision() -> None:
     world = asleep()
     first = stable(world)
@@ -427,10 +435,7 @@ def test_a_canary_wakes_stable_and_gets_no_weight_before(routing: Any) -> None:
 
 
 def test_after_a_rollback_stable_may_sleep_again() -> None:
-    world = asleep(rollout=CANARY, routing=GATEWAY)
-    first = stable(world)
-    change(world, model=V2)
-    convert(world, 1)
+    world, first = asleep_before_a_canary()
     second = coming(world)
     scale(world, first, 1)
     world.settle()
@@ -450,10 +455,7 @@ def test_after_a_rollback_stable_may_sleep_again() -> None:
 
 
 def test_nobody_waits_for_a_stable_revision_that_cannot_wake() -> None:
-    world = asleep(rollout=CANARY, routing=GATEWAY)
-    first = stable(world)
-    change(world, model=V2)
-    convert(world, 1)
+    world, first = asleep_before_a_canary()
     deployment = world.objects["Deployment", first]
     deployment["spec"]["replicas"] = 1
     deployment["status"] = {"replicas": 1, "conditions": [{"type": "Progressing", "status": "False", "reason": "ProgressDeadlineExceeded"}]}

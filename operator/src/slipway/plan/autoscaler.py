@@ -19,9 +19,8 @@ POD_METRICS = {
     "RequestsPerSecond": "slipway_requests_per_second",
     "GPUUtilization": "DCGM_FI_DEV_GPU_UTIL",
 }
-MAX_GENERATED = (
-    58  # what is left of a ReplicaSet's name in those of its pods, before five random letters (k8s.io/apiserver/pkg/storage/names)
-)
+# What is left of a ReplicaSet's name in those of its pods, before five random letters (k8s.io/apiserver/pkg/storage/names).
+MAX_GENERATED = 58
 
 
 def autoscaler(resource: Manifest, scaled: Scaled, kind: str, config: Config) -> dict[str, Any]:

@@ -132,12 +132,12 @@ def _pod_template(resource: Manifest, revision: str, artifact: Manifest, runtime
     wish = resource["spec"].get("accelerator")
     if wish is not None:
         pod["topologySpreadConstraints"] = accelerator.spread({names.DEPLOYMENT: name, names.REVISION: revision})
-    notes = scraped(*metrics_place(runtime), config) | accelerator.as_annotations(wish)
+    notes = scraped(*_metrics_of(runtime), config) | accelerator.as_annotations(wish)
     metadata = {"labels": names.labels(name, "server", deployment=name, revision=revision), "annotations": notes}
     return {"metadata": metadata, "spec": accelerator.equipped(pod, {names.SERVER}, wish, revision)}
 
 
-def metrics_place(runtime: Manifest) -> tuple[int, str]:
+def _metrics_of(runtime: Manifest) -> tuple[int, str]:
     """Return port and path of a server's metrics."""
     spec = runtime["spec"]
     place = spec.get("metrics") or {}
@@ -193,9 +193,8 @@ def _layout_arguments(resource: Manifest, runtime: Manifest) -> list[str]:
 
 def _metrics_port(runtime: Manifest) -> int:
     """Return the port of the metrics where it is not that of the requests, else 0."""
-    spec = runtime["spec"]
-    port = int((spec.get("metrics") or {}).get("port") or 0)
-    return 0 if port == int(spec.get("port", DEFAULT_PORT)) else port
+    port, _ = _metrics_of(runtime)
+    return 0 if port == int(runtime["spec"].get("port", DEFAULT_PORT)) else port
 
 
 def _server(resource: Manifest, revision: str, artifact: Manifest, runtime: Manifest, image: str) -> dict[str, Any]:
