@@ -273,6 +273,23 @@ def test_aotinductor_gives_what_forward_gives_whatever_its_structure(pipeline, s
     np.testing.assert_allclose(answer["both"], np.maximum(a * b, 0))
 
 
+def backends_alike(pipeline, spec, code, batches):
+    """Convert to each target that exports, hold its answers against the source's on all batches, and yield its backend."""
+    namespace: dict[str, Any] = {}
+    exec(code, namespace)
+    net = namespace["build"]()
+    (output,) = spec["signature"]["outputs"]
+    for target in ("ONNX", "TorchScript", "ExportedProgram"):
+        last = pipeline.run({**spec, "conversion": {"candidates": [{"target": target}]}})
+        assert last.reason == "Published", last.log
+        backend = opened(pipeline, last.message["artifactDigest"]).backend
+        for batch in batches:
+            with torch.no_grad():
+                want = net(*(torch.from_numpy(array) for array in batch.values())).numpy()
+            np.testing.assert_allclose(backend.infer(batch)[output["name"]], want, atol=1e-4, err_msg=target)
+        yield backend
+
+
 @pytest.mark.parametrize("kind", ["LSTM", "GRU"])
 def test_a_recurrent_network_keeps_its_length_dynamic(pipeline, source, kind):
     model = f"""
@@ -294,19 +311,10 @@ def build():
         "inputs": [{"name": "x", "dtype": "float32", "shape": ["batch", "length", 4]}],
         "outputs": [{"name": "y", "dtype": "float32", "shape": ["batch", 2]}],
     }
-    namespace: dict[str, Any] = {}
-    exec(model, namespace)
-    net = namespace["build"]()
-    spec = {"model": source(model), "signature": signature}
-    for target in ("ONNX", "TorchScript", "ExportedProgram"):
-        last = pipeline.run({**spec, "conversion": {"candidates": [{"target": target}]}})
-        assert last.reason == "Published", last.log
-        backend = opened(pipeline, last.message["artifactDigest"]).backend
-        for shape in ((1, 7, 4), (5, 1, 4), (2, 100, 4)):
-            x = np.random.default_rng(1).standard_normal(shape).astype(np.float32)
-            with torch.no_grad():
-                want = net(torch.from_numpy(x)).numpy()
-            np.testing.assert_allclose(backend.infer({"x": x})["y"], want, atol=1e-4, err_msg=target)
+    dice = np.random.default_rng(1)
+    batches = [{"x": dice.standard_normal(shape).astype(np.float32)} for shape in ((1, 7, 4), (5, 1, 4), (2, 100, 4))]
+    for _ in backends_alike(pipeline, {"model": source(model), "signature": signature}, model, batches):
+        pass
 
 
 ENCODER = """
@@ -336,20 +344,11 @@ def test_an_encoder_of_texts_keeps_its_length_up_to_its_last_position(pipeline, 
         "inputs": [{"name": "ids", **tokens}, {"name": "mask", **tokens}],
         "outputs": [{"name": "embedding", "dtype": "float32", "shape": ["batch", 8]}],  # a name that the exporter also gives by itself
     }
-    namespace: dict[str, Any] = {}
-    exec(ENCODER, namespace)
-    net = namespace["build"]()
-    spec = {"model": source(ENCODER), "signature": signature}
-    for target in ("ONNX", "TorchScript", "ExportedProgram"):
-        last = pipeline.run({**spec, "conversion": {"candidates": [{"target": target}]}})
-        assert last.reason == "Published", last.log
-        backend = opened(pipeline, last.message["artifactDigest"]).backend
-        for shape in ((1, 7), (5, 1), (2, 2), (2, 64)):
-            ids, mask = np.random.default_rng(1).integers(0, 50, shape), np.ones(shape, np.int64)
-            mask[:, 5:] = 0
-            with torch.no_grad():
-                want = net(torch.from_numpy(ids), torch.from_numpy(mask)).numpy()
-            np.testing.assert_allclose(backend.infer({"ids": ids, "mask": mask})["embedding"], want, atol=1e-4, err_msg=target)
+    dice, batches = np.random.default_rng(1), []
+    for shape in ((1, 7), (5, 1), (2, 2), (2, 64)):
+        batches.append({"ids": dice.integers(0, 50, shape), "mask": np.ones(shape, np.int64)})
+        batches[-1]["mask"][:, 5:] = 0
+    for backend in backends_alike(pipeline, {"model": source(ENCODER), "signature": signature}, ENCODER, batches):
         with pytest.raises(Exception):  # noqa: B017, PT011 - each engine has its own
             backend.infer({"ids": np.zeros((1, 65), np.int64), "mask": np.ones((1, 65), np.int64)})
 
