@@ -37,10 +37,10 @@ in_registry() { # NAME TAG
     "http://$TO/v2/$1/manifests/$2"
 }
 
-# fake_tag GROUP BINARY: the hash of the binary's recipe and of its Dockerfile
-fake_tag() {
+# static_tag GROUP BINARY FOLDER: the hash of the binary's recipe and of the Dockerfile in that folder
+static_tag() {
   "$HACK/tools.sh" "$1"
-  (hash_of hack/fake-accelerators/Dockerfile; readlink "$BUILD/bin/$2") | sha256sum | cut -c1-12
+  (hash_of "hack/$3/Dockerfile"; readlink "$BUILD/bin/$2") | sha256sum | cut -c1-12
 }
 
 build_static() { # BINARY REF FOLDER: an image with one static binary, by the Dockerfile of that folder
@@ -66,12 +66,6 @@ build_gateway() { # TARGET REF
   rm -rf "$dir"
 }
 
-# monitoring_tag: the hash of the recipe of prometheus-operator and Prometheus, and of their Dockerfile
-monitoring_tag() {
-  "$HACK/tools.sh" prometheus-operator
-  (hash_of hack/monitoring/Dockerfile; readlink "$BUILD/bin/prometheus-operator") | sha256sum | cut -c1-12
-}
-
 docker_build() { # FOLDER REF ARG...
   local folder=$1 ref=$2 args=(); shift 2
   [ -z "$BASE" ] || args+=(--build-arg "BASE_IMAGE=$BASE" --build-arg SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt
@@ -88,14 +82,14 @@ make_image() {
     slipway-operator) tag=$(tag_of operator operator/requirements.txt) ;;
     slipway-runtime) tag=$(tag_of runtime-image runtime-image/install.sh runtime-image/requirements.txt) ;;
     slipway-runtime-torch) tag=$(tag_of runtime-image runtime-image/install.sh runtime-image/requirements-torch.txt) ;;
-    slipway-fake-accelerators) tag=$(fake_tag fake-accelerators fake-device-plugin) ;;
-    slipway-fake-dra-driver) tag=$(fake_tag fake-dra-driver fake-dra-driver) ;;
-    slipway-test-keda) tag=$(fake_tag keda keda-operator) ;;
-    slipway-test-keda-adapter) tag=$(fake_tag keda keda-adapter) ;;
-    slipway-test-metrics-server) tag=$(fake_tag metrics-server metrics-server) ;;
+    slipway-fake-accelerators) tag=$(static_tag fake-accelerators fake-device-plugin fake-accelerators) ;;
+    slipway-fake-dra-driver) tag=$(static_tag fake-dra-driver fake-dra-driver fake-accelerators) ;;
+    slipway-test-keda) tag=$(static_tag keda keda-operator monitoring) ;;
+    slipway-test-keda-adapter) tag=$(static_tag keda keda-adapter monitoring) ;;
+    slipway-test-metrics-server) tag=$(static_tag metrics-server metrics-server monitoring) ;;
     slipway-libtorch) tag=$(libtorch_tag) ;;
     slipway-test-envoy*) tag=$(gateway_tag) ;;
-    slipway-test-prometheus* | slipway-test-config-reloader) tag=$(monitoring_tag) ;;
+    slipway-test-prometheus* | slipway-test-config-reloader) tag=$(static_tag prometheus-operator prometheus-operator monitoring) ;;
     *) die "unknown image $1" ;;
   esac
   REF=$TO/$1:$tag
@@ -105,9 +99,9 @@ make_image() {
     slipway-registry) docker tag "$1:$tag" "$REF" ;;
     slipway-fake-accelerators) build_static fake-device-plugin "$REF" fake-accelerators ;;
     slipway-fake-dra-driver) build_static fake-dra-driver "$REF" fake-accelerators ;;
-    slipway-test-keda) build_static keda-operator "$REF" fake-accelerators ;;
-    slipway-test-keda-adapter) build_static keda-adapter "$REF" fake-accelerators ;;
-    slipway-test-metrics-server) build_static metrics-server "$REF" fake-accelerators ;;
+    slipway-test-keda) build_static keda-operator "$REF" monitoring ;;
+    slipway-test-keda-adapter) build_static keda-adapter "$REF" monitoring ;;
+    slipway-test-metrics-server) build_static metrics-server "$REF" monitoring ;;
     slipway-operator) docker_build operator "$REF" ;;
     slipway-runtime) docker_build runtime-image "$REF" ;;
     slipway-runtime-torch) docker_build runtime-image "$REF" --build-arg REQUIREMENTS=requirements-torch.txt ;;

@@ -12,8 +12,8 @@ install -m 644 "$config"/crd/bases/*.yaml "$1/chart/crds/"
 for file in rbac/role rbac/role_binding rbac/aggregate_cluster_roles service_account/service_account manager/manager manager/service \
   metrics-server/role metrics-server/role_binding metrics-server/deployment metrics-server/service metrics-server/api_service; do
   # a program that is alone in its image: by its path, and with a user
-  sed -e 's|image: ghcr.io/kedacore/keda:.*|image: "{{ .Values.operatorImage }}"|' -e 's|- /keda$|- /usr/bin/keda-operator|' \
-    -e 's|image: ghcr.io/kedacore/keda-metrics-apiserver:.*|image: "{{ .Values.adapterImage }}"|' -e 's|- /keda-adapter$|- /usr/bin/keda-adapter|' \
+  sed -e 's|image: ghcr.io/kedacore/keda:.*|image: "{{ .Values.operatorImage }}"|' -e 's|- /keda$|- /bin/keda-operator|' \
+    -e 's|image: ghcr.io/kedacore/keda-metrics-apiserver:.*|image: "{{ .Values.adapterImage }}"|' -e 's|- /keda-adapter$|- /bin/keda-adapter|' \
     -e 's|imagePullPolicy: Always|imagePullPolicy: IfNotPresent|' -e 's|^\( *\)runAsNonRoot: true|&\n\1runAsUser: 65532|' \
     "$config/$file.yaml" >"$1/chart/templates/${file//\//-}.yaml"
 done
