@@ -91,7 +91,7 @@ bench: setup libtorch ## The measurements in tests/bench, each beside its peer
 	@for bench in tests/bench/{reconcile,libtorch}_bench.py; do echo "==> $$bench"; $(V)/python $$bench; done
 
 bench-serving: setup ## Our server beside those that users would take instead, an hour: docs/benchmarks/serving.md ($$TRITON names an installation of Triton)
-	@hack/wrk.sh
+	@hack/wrk.sh && hack/tools.sh ghz
 	rm -f docs/benchmarks/serving.jsonl
 	$(V)/python tests/bench/serving_bench.py run
 	$(V)/python tests/bench/serving_bench.py report

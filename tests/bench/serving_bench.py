@@ -5,7 +5,7 @@
     serving_bench.py report     writes docs/benchmarks/serving.md from it
 
 Peers take turns within each round, so that a busy machine is busy for all. Every answer is held against onnxruntime in this process first;
-the load is one thread of `wrk`. A peer that cannot be installed or started, or that answers wrongly, is a row that says so.
+the load is one thread of `wrk`, or `ghz` for gRPC. A peer that cannot be installed or started, or answers wrongly, is a row that says so.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import onnxruntime
 
@@ -40,10 +41,11 @@ sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "runtime-image/src"), str(Path(_
 from serving_models import MODELS, BenchModel  # noqa: E402
 from serving_peers import PEERS, AbsentError, Bench, Peer  # noqa: E402
 
+from slipway_runtime.serve import oip  # noqa: E402
 from unit.runtime.serve.artifacts import Draft, write  # noqa: E402
 
 ROWS, PAGE = ROOT / "docs/benchmarks/serving.jsonl", ROOT / "docs/benchmarks/serving.md"
-LIMIT = "in-process"
+LIMIT, GRPC = "in-process", "grpc"
 START_SECONDS = 300
 LUA = """wrk.method = "POST"
 local f = io.open("{body}", "rb"); wrk.body = f:read("*a"); f:close()
@@ -76,6 +78,10 @@ class Load:
             (folder / f"{name}.body").write_bytes(body)
             lines = "\n".join(f'wrk.headers["{key}"] = "{value}"' for key, value in headers.items())
             (folder / f"{name}.lua").write_text(LUA.replace("{body}", str(folder / f"{name}.body")).replace("{headers}", lines))
+        self.asked = oip.message("ModelInferRequest")(model_name="m", raw_input_contents=[x.tobytes()])
+        self.asked.inputs.add(name="x", datatype="FP32", shape=x.shape)
+        self.asked.outputs.add(name="y")
+        (folder / "grpc.body").write_bytes(self.asked.SerializeToString())
 
     def session(self) -> onnxruntime.InferenceSession:
         """The model in this process, one thread a call."""
@@ -103,6 +109,8 @@ class Load:
 
     def check(self, url: str, body: str) -> None:
         """Ask once; raises OSError without an answer, AssertionError for a wrong one."""
+        if body == GRPC:
+            return self.check_grpc(url)
         data, headers = self.bodies[body]
         with urllib.request.urlopen(urllib.request.Request(url, data, headers), timeout=30) as answer:
             got, length = answer.read(), answer.headers.get("Inference-Header-Content-Length")
@@ -118,6 +126,22 @@ class Load:
                 else value
             )
         np.testing.assert_allclose(y.ravel(), self.expected.ravel(), rtol=1e-2, atol=1e-3)
+
+    def check_grpc(self, address: str) -> None:
+        """Ask once over gRPC; raises as `check` does."""
+        with grpc.insecure_channel(address) as channel:
+            reader = oip.message("ModelInferResponse").FromString
+            call = channel.unary_unary(f"/{oip.SERVICE}/ModelInfer", type(self.asked).SerializeToString, reader)
+            try:
+                answer = call(self.asked, timeout=30, wait_for_ready=True)
+            except grpc.RpcError as error:
+                raise OSError(str(error)) from error
+        values = (
+            np.frombuffer(answer.raw_output_contents[0], np.float32)
+            if answer.raw_output_contents
+            else answer.outputs[0].contents.fp32_contents
+        )
+        np.testing.assert_allclose(np.ravel(values), self.expected.ravel(), rtol=1e-2, atol=1e-3)
 
 
 def encoded(value: object) -> bytes:
@@ -226,10 +250,8 @@ def free_range() -> int:
 def measured(load: Load, process: int, url: str, body: str, connections: int, seconds: int) -> Row:  # noqa: PLR0917
     """One measurement; `foreign` is the share of the machine that others used meanwhile."""
     used, busy, own = cpu_seconds(process), busy_seconds(), os.times()
-    command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "30s", "-s", str(load.folder / f"{body}.lua"), url]
-    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    requests, micros, p50, p99, errors = (by_ghz if body == GRPC else by_wrk)(load, url, body, connections, seconds)
     used, busy, now = cpu_seconds(process) - used, busy_seconds() - busy, os.times()
-    requests, micros, p50, p99, errors = map(int, re.search(r"RESULT (.*)", text)[1].split())
     if errors or not requests:
         raise AbsentError(f"{errors} errors of {requests} requests")
     generator = now.children_user + now.children_system - own.children_user - own.children_system
@@ -238,12 +260,48 @@ def measured(load: Load, process: int, url: str, body: str, connections: int, se
     return {"connections": connections, **{key: round(value, 4) for key, value in figures.items()}, "foreign": round(foreign, 3)}
 
 
+def by_wrk(load: Load, url: str, body: str, connections: int, seconds: int) -> tuple[int, ...]:
+    """Requests, microseconds, p50 and p99 in microseconds, errors."""
+    command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "30s", "-s", str(load.folder / f"{body}.lua"), url]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return tuple(map(int, re.search(r"RESULT (.*)", text)[1].split()))
+
+
+def by_ghz(load: Load, address: str, body: str, connections: int, seconds: int) -> tuple[int, ...]:
+    """The same over gRPC, with 16 connections at most, as gRPC's clients share them."""
+    words = [
+        "--insecure",
+        "--protoset",
+        str(oip.DESCRIPTORS),
+        "--call",
+        f"{oip.SERVICE}.ModelInfer",
+        "-B",
+        str(load.folder / f"{body}.body"),
+    ]
+    words += [
+        "-c",
+        str(connections),
+        "--connections",
+        str(min(connections, 16)),
+        "-z",
+        f"{seconds}s",
+        "--duration-stop",
+        "wait",
+        "-O",
+        "json",
+    ]
+    done = json.loads(subprocess.run(["ghz", *words, address], capture_output=True, text=True, check=True).stdout)
+    tails = {row["percentage"]: row["latency"] // 1000 for row in done["latencyDistribution"]}
+    good = done["statusCodeDistribution"].get("OK", 0)
+    return good, done["total"] // 1000, tails[50], tails[99], done["count"] - good
+
+
 def peer_rows(peer: Peer, load: Load, connections: list[int], seconds: int) -> Iterator[Row]:
     """All measurements of a peer in one round."""
     peer.install()
     with running(peer, load) as (process, port, start):
-        for body, path in peer.bodies.items():
-            url = f"http://127.0.0.1:{port}{path}"
+        urls = {body: f"http://127.0.0.1:{port}{path}" for body, path in peer.bodies.items()}
+        for body, url in (urls | ({GRPC: f"127.0.0.1:{port + peer.grpc}"} if peer.grpc else {})).items():
             try:
                 load.check(url, body)
                 for count in connections:
@@ -257,6 +315,8 @@ def run(args: argparse.Namespace) -> None:
     """Measure, and append the rows."""
     if shutil.which("wrk") is None:
         sys.exit("wrk is not installed: it is the load generator (Debian: apt-get install wrk)")
+    if shutil.which("ghz") is None:
+        sys.exit("ghz is not on the PATH: it is the load generator for gRPC (hack/tools.sh ghz builds it into build/bin)")
     ROWS.parent.mkdir(parents=True, exist_ok=True)
     machine = f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}, onnxruntime {onnxruntime.__version__}"
     stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
@@ -340,6 +400,7 @@ def targets(results: Results) -> list[list[str]]:
         for c in (16, 64)
     ]
     slow = [against("json", name, body) for name, body in (("mlserver", "json"), ("kserve", "json"), ("torchserve", "plain"))]
+    gains = [results.ratios(*(("encoder", name, "binary", c) for name in ("slipway, batching", "slipway")), "rps") for c in (1, 64)]
     rows: list[tuple[str, str, list[float], float, bool]] = [
         ("A1", "MLP, binary, 16 connections: requests/s, at least 35,000", figure("mlp", "binary", 16, "rps"), 35_000, True),
         ("A1", "… of Triton's, at least 1", against("binary", "triton"), 1, True),
@@ -349,6 +410,10 @@ def targets(results: Results) -> list[list[str]]:
         ("A4", "ResNet-18, binary, 16 connections: of the bare rate, at least 0.95", share, 0.95, True),
         ("A4", "… p99 by p50, at most 1.4", tails[0], 1.4, False),
         ("A4", "… at 64 connections, at most 1.4", tails[1], 1.4, False),
+        ("A5", "MLP, gRPC, 16 connections: requests/s, at least 7,500", figure("mlp", GRPC, 16, "rps"), 7_500, True),
+        *(("A5", f"… of {n}'s, at least 3.5", against(GRPC, n.lower()), 3.5, True) for n in ("MLServer", "KServe")),
+        ("", "Encoder, binary, 64 connections: batching by none, at least 1.5", gains[1], 1.5, True),
+        ("", "… at 1 connection, at least 0.95", gains[0], 0.95, True),
         ("A6", "MLP: seconds from start to first answer, at most 0.6", figure("mlp", "binary", 1, "start_seconds"), 0.6, False),
         ("A6", "MLP: memory in MB, at most 120", figure("mlp", "binary", 1, "memory_mb"), 120, False),
     ]
@@ -433,14 +498,18 @@ def report(_: argparse.Namespace) -> None:
         f"Others used up to {max(foreign, default=0):.0%} of the machine meanwhile.",
         "",
         "## Targets",
-        "A5 (gRPC) is not part of this bench. Triton (C++, onnxruntime backend) was measured earlier with these models on two quiet cores:",
-        "28,378 requests/s (MLP, binary, 16 connections), 24,386 (JSON), p50 at 1 connection 0.11 ms; ResNet-18, two instances: 592 at 64.",
+        "Triton (C++, onnxruntime backend) was measured earlier with the first two models on two quiet cores: 28,378 requests/s (MLP,",
+        "binary, 16 connections), 24,386 (JSON), 12,155 (gRPC), p50 at 1 connection 0.11 ms; ResNet-18, two instances: 592 at 64.",
         "",
         *table(["", "target", "measured", ""], targets(results)),
     ]
-    titles = {"mlp": "MLP 64 → 256 → 10, one worker", "resnet18": "ResNet-18, 3×64×64, two workers"}
+    titles = {
+        "mlp": "MLP 64 → 256 → 10, one worker",
+        "resnet18": "ResNet-18, 3×64×64, two workers",
+        "encoder": "Transformer encoder, 6 layers of 128, 16 words, one worker",
+    }
     for model in (model for model in titles if model in results.limits):
-        bare = f"The model alone in a process, {1 if model == 'mlp' else 2} thread(s): {spread(results.limits[model], 0)} calls/s."
+        bare = f"The model alone in a process, {2 if model == 'resnet18' else 1} thread(s): {spread(results.limits[model], 0)} calls/s."
         text += ["", f"## {titles[model]}", bare, "", *peer_table(results, model), "", *start_table(results, model)]
     PAGE.write_text("\n".join([*text, ""]))
 

@@ -1,4 +1,4 @@
-"""The models of the serving bench as ONNX with seeded weights: overhead alone, and a few milliseconds of arithmetic."""
+"""The models of the serving bench as ONNX with seeded weights: overhead alone, some arithmetic, and what gains by batches."""
 
 from __future__ import annotations
 
@@ -58,6 +58,24 @@ class _Graph:
     def dense(self, x: str, before: int, after: int) -> str:
         return self.add("Gemm", x, self.weight(after, before), self.weight(after), transB=1)
 
+    def linear(self, x: str, before: int, after: int) -> str:
+        """Along the last axis, whatever is before it."""
+        weights = self.constant((self.random.standard_normal((before, after)) * before**-0.5).astype(np.float32))
+        return self.add("MatMul", x, weights)
+
+    def norm(self, x: str, width: int) -> str:
+        return self.add("LayerNormalization", x, self.constant(np.ones(width, np.float32)), axis=-1)
+
+    def attention(self, x: str, width: int, heads: int) -> str:
+        split = self.constant(np.array([0, 0, heads, width // heads], np.int64))  # 0: as it was
+        parts = [self.add("Reshape", self.linear(x, width, width), split) for _ in range(3)]
+        orders = ([0, 2, 1, 3], [0, 2, 3, 1], [0, 2, 1, 3])
+        query, key, value = [self.add("Transpose", part, perm=order) for part, order in zip(parts, orders, strict=True)]
+        scale = self.constant(np.array((width // heads) ** -0.5, np.float32))
+        weights = self.add("Softmax", self.add("Mul", self.add("MatMul", query, key), scale), axis=-1)
+        mixed = self.add("Transpose", self.add("MatMul", weights, value), perm=[0, 2, 1, 3])
+        return self.linear(self.add("Reshape", mixed, self.constant(np.array([0, 0, width], np.int64))), width, width)
+
     def model(self, shape: tuple[int, ...], output: str) -> bytes:
         self.nodes.append(helper.make_node("Identity", [output], ["y"]))
         sides = [[helper.make_tensor_value_info(n, TensorProto.FLOAT, ["batch", *s])] for n, s in (("x", shape), ("y", (10,)))]
@@ -90,4 +108,16 @@ def resnet18() -> BenchModel:
     return BenchModel("resnet18", shape, 2, graph.model(shape, graph.dense(flat, 512, 10)))
 
 
-MODELS = {"mlp": mlp, "resnet18": resnet18}
+def encoder() -> BenchModel:
+    """A transformer encoder of six layers, 128 wide, on 16 words: many small products, which batches make larger."""
+    graph, width, words = _Graph(), 128, 16
+    x = "x"
+    for _ in range(6):
+        x = graph.norm(graph.add("Add", x, graph.attention(x, width, heads=4)), width)
+        inner = graph.linear(graph.add("Relu", graph.linear(x, width, 4 * width)), 4 * width, width)
+        x = graph.norm(graph.add("Add", x, inner), width)
+    pooled = graph.add("ReduceMean", x, axes=[1], keepdims=0)
+    return BenchModel("encoder", (words, width), 1, graph.model((words, width), graph.dense(pooled, width, 10)))
+
+
+MODELS = {"mlp": mlp, "resnet18": resnet18, "encoder": encoder}

@@ -51,6 +51,7 @@ class Peer:
 
     Attributes:
         bodies: what it takes, with the path: `json` and `binary` of the protocol, or `plain` ({"x": rows}).
+        grpc: its port for the protocol over gRPC, counted from the first; 0: it has none.
         command: makes its command, and files in the folder.
         lock: whether it has a lock file of its name.
     """
@@ -59,6 +60,7 @@ class Peer:
     bodies: Mapping[str, str]
     command: Callable[[Bench], list[str]]
     lock: bool = False
+    grpc: int = 0
     environment: Mapping[str, str] = field(default_factory=dict)
 
     def install(self) -> None:
@@ -115,7 +117,7 @@ def _program(name: str, program: str) -> str:
 def _slipway(*more: str) -> Callable[[Bench], list[str]]:
     def command(bench: Bench) -> list[str]:
         words = [sys.executable, "-c", SERVE, "--model-dir", str(bench.folder / "artifact"), "--model-name", "m", "--port", str(bench.port)]
-        return [*words, "--host", "127.0.0.1", *more]
+        return [*words, "--host", "127.0.0.1", "--grpc-port", str(bench.port + 1), *more]
 
     return command
 
@@ -130,7 +132,17 @@ def _triton(bench: Bench) -> list[str]:
         raise AbsentError("$TRITON names no installation with the onnxruntime backend; it is brought by hand")
     lay_out(open_artifact(bench.folder / "artifact", None), "Triton", bench.folder / "triton", Place("m", threads=bench.model.workers))
     words = [f"{root}/bin/tritonserver", "--model-repository", str(bench.folder / "triton"), "--backend-directory", f"{root}/backends"]
-    return [*words, "--http-port", str(bench.port), "--allow-grpc", "false", "--allow-metrics", "false", "--http-address", "127.0.0.1"]
+    return [
+        *words,
+        "--http-port",
+        str(bench.port),
+        "--grpc-port",
+        str(bench.port + 1),
+        "--allow-metrics",
+        "false",
+        "--http-address",
+        "127.0.0.1",
+    ]
 
 
 def _fastapi(bench: Bench) -> list[str]:
@@ -194,11 +206,11 @@ PEERS = {
     peer.name: peer
     for peer in (
         Peer("bare", _BOTH, _bare),
-        Peer("slipway", _BOTH, _slipway()),
-        Peer("slipway, batching", _BOTH, _slipway("--max-batch-size", "32", "--max-delay", "1ms")),
-        Peer("triton", _BOTH, _triton),
-        Peer("mlserver", {"json": INFER}, _mlserver, lock=True),
-        Peer("kserve", _BOTH, _kserve, lock=True),
+        Peer("slipway", _BOTH, _slipway(), grpc=1),
+        Peer("slipway, batching", _BOTH, _slipway("--max-batch-size", "32", "--max-delay", "1ms"), grpc=1),
+        Peer("triton", _BOTH, _triton, grpc=1),
+        Peer("mlserver", {"json": INFER}, _mlserver, lock=True, grpc=1),
+        Peer("kserve", _BOTH, _kserve, lock=True, grpc=1),
         Peer("fastapi", {"plain": "/predict"}, _fastapi, lock=True),
         Peer("torchserve", {"plain": "/predictions/m"}, _torchserve, lock=True),
         Peer("bentoml", {"plain": "/predict"}, _bentoml, lock=True, environment={"BENTOML_DO_NOT_TRACK": "true"}),

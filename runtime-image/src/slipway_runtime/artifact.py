@@ -29,11 +29,15 @@ _CHUNK = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """A tensor of the signature: numpy dtype name, and a shape whose named dims are dynamic."""
+    """A tensor of the signature: numpy dtype name, and a shape whose named dims are dynamic.
+
+    `pad` is the value with which an input may be filled up along its named dims after the first; None: it must not be.
+    """
 
     name: str
     dtype: str
     shape: tuple[int | str, ...]
+    pad: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +61,31 @@ def takes_batches(signature: Signature) -> bool:
     """Whether rows of several requests may go in together: one named dimension is the first of every input and output."""
     firsts = {spec.shape[0] if spec.shape else None for spec in (*signature.inputs, *signature.outputs)}
     return len(firsts) == 1 and isinstance(next(iter(firsts)), str)
+
+
+def padded_dims(signature: Signature) -> frozenset[str]:
+    """The named dims along which inputs may be filled up: those after the first, of the inputs that have `pad`.
+
+    Raises:
+        ValueError: padding could not be done, or not be taken back; says why.
+    """
+    padded = [spec for spec in signature.inputs if spec.pad is not None]
+    dims = frozenset(dim for spec in padded for dim in spec.shape[1:] if isinstance(dim, str))
+    if not padded:
+        return dims
+    for spec in padded:
+        if not dims.intersection(spec.shape[1:]):
+            raise ValueError(f"input '{spec.name}' has pad, and no named dimension after the first that could be padded")
+    for spec in signature.inputs:
+        if spec.pad is None and (shared := dims.intersection(spec.shape)):
+            raise ValueError(
+                f"input '{spec.name}' needs a pad too: it shares the dimension '{min(map(str, shared))}' with an input that has one"
+            )
+    for spec in signature.outputs:
+        for dim in spec.shape[1:]:
+            if isinstance(dim, str) and all(dim not in other.shape for other in signature.inputs):
+                raise ValueError(f"output '{spec.name}' cannot be cut back after padding: no input has its dimension '{dim}'")
+    return dims
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,11 +232,13 @@ class _open_plain:
 
 def _tensor(value: Mapping[str, Any]) -> TensorSpec:
     shape = tuple(dim if isinstance(dim, int) else str(dim) for dim in value["shape"])
-    return TensorSpec(str(value["name"]), str(value["dtype"]), shape)
+    pad = value.get("pad")
+    return TensorSpec(str(value["name"]), str(value["dtype"]), shape, None if pad is None else int(pad))
 
 
 def _tensor_json(spec: TensorSpec) -> dict[str, Any]:
-    return {"name": spec.name, "dtype": spec.dtype, "shape": list(spec.shape)}
+    plain = {"name": spec.name, "dtype": spec.dtype, "shape": list(spec.shape)}
+    return plain if spec.pad is None else plain | {"pad": spec.pad}
 
 
 def _read_plain(directory: Path, name: str) -> bytes:

@@ -12,7 +12,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from slipway_runtime import torchserve
-from slipway_runtime.artifact import Signature, TensorSpec, safe_path
+from slipway_runtime.artifact import Signature, TensorSpec, padded_dims, safe_path
 from slipway_runtime.reasons import Failure
 
 FILE_NAME = "model.yaml"
@@ -36,8 +36,12 @@ class _Tensor(_Strict):
     shape: list[int | str]
 
 
+class _Input(_Tensor):
+    pad: int | None = None
+
+
 class _Signature(_Strict):
-    inputs: list[_Tensor] = Field(min_length=1)
+    inputs: list[_Input] = Field(min_length=1)
     outputs: list[_Tensor] = Field(min_length=1)
 
 
@@ -135,14 +139,41 @@ def parse_signature(value: Mapping[str, Any]) -> Signature:
         parsed = _Signature.model_validate(value)
     except ValidationError as error:
         raise Failure("ModelFolderInvalid", f"signature: {_first(error)}") from error
-    sides = [tuple(TensorSpec(row.name, row.dtype, tuple(row.shape)) for row in side) for side in (parsed.inputs, parsed.outputs)]
-    for side in sides:
+    signature = Signature(
+        tuple(TensorSpec(row.name, row.dtype, tuple(row.shape), row.pad) for row in parsed.inputs),
+        tuple(TensorSpec(row.name, row.dtype, tuple(row.shape)) for row in parsed.outputs),
+    )
+    for side in (signature.inputs, signature.outputs):
         names = [row.name for row in side]
         if len(set(names)) != len(names):
             raise Failure("ModelFolderInvalid", f"signature: a name comes twice in {names}")
         if any(isinstance(dim, int) and dim < 1 for row in side for dim in row.shape):
             raise Failure("ModelFolderInvalid", "signature: a dimension is a number above 0 or a name")
-    return Signature(*sides)
+    _check_padding(signature)
+    return signature
+
+
+def _check_padding(signature: Signature) -> None:
+    for spec in signature.inputs:
+        if spec.pad is not None and not _holds(spec.dtype, spec.pad):
+            raise Failure("ModelFolderInvalid", f"signature: pad of '{spec.name}' is {spec.pad}, which {spec.dtype} does not have")
+    try:
+        padded_dims(signature)
+    except ValueError as error:
+        raise Failure("ModelFolderInvalid", f"signature: {error}") from error
+
+
+def _holds(dtype: str, value: int) -> bool:
+    """Whether a tensor of this type can have this value."""
+    if dtype == "string":
+        return False
+    if dtype == "bool":
+        return value in {0, 1}
+    if not dtype.startswith(("int", "uint")):
+        return abs(value) <= 256  # bfloat16 has all integers up to here
+    is_signed, bits = dtype.startswith("int"), int(dtype.lstrip("uint"))
+    low, high = (-(1 << bits - 1), 1 << bits - 1) if is_signed else (0, 1 << bits)
+    return low <= value < high
 
 
 def _with_archive(file: _ModelFile, folder: Path, own: Mapping[str, Any]) -> _ModelFile:

@@ -92,7 +92,7 @@ DATA = "the URI must have the form of one in spec.model.uri, without spaces, pas
 DIGEST = "a digest is sha256: followed by 64 lower-case hexadecimal digits; `slipway push` prints it"
 ENTRYPOINT = "an entrypoint is module:callable, with the module in the model folder; for example model:build"
 PYTORCH_ONLY = "entrypoint and arguments are for PyTorch models; remove them, or set format to PyTorch"
-DIMENSION = "a dimension is a positive integer or, when it varies, a name; for example 8 or batch"
+DIMENSION = "a dimension is a positive integer or, when it varies, a name"
 INSIDE = "this must be a path inside the model folder, without a leading / and without ..; for example weights.safetensors"
 TARGETS = (
     "the source has no such target; an ONNX source: None, ONNX; TorchScript: None, ONNX, TorchScript; ExportedProgram and PyTorch: all"
@@ -235,8 +235,10 @@ INVALID: list[tuple[str, Spec, str]] = [
     (
         "input and output of one name",
         tensors(TENSOR, outputs=(TENSOR,)),
-        "an input and an output have the same name; rename one of them",
+        "an input and an output have the same name; rename one",
     ),
+    ("padding of what does not vary", tensors(TENSOR | {"shape": ["batch", 8], "pad": 0}), "pad needs a named dimension after the first"),
+    ("padding of an output", deployment(signature={"inputs": [TENSOR], "outputs": [TENSOR | {"name": "y", "pad": 0}]}), "unknown field"),
     ("zero dimension", tensors(TENSOR | {"shape": [0]}), DIMENSION),
     ("negative dimension", tensors(TENSOR | {"shape": [-1, 8]}), DIMENSION),
     ("number as a name", tensors(TENSOR | {"shape": ["8"]}), DIMENSION),
@@ -249,7 +251,7 @@ INVALID: list[tuple[str, Spec, str]] = [
     (
         "tensor name with a space",
         tensors(TENSOR | {"name": "my image"}),
-        "a tensor's name has letters, digits, '_', '.', '/' and '-', a letter or _ first",
+        "a tensor's name has letters, digits, _./-, a letter or _ first",
     ),
     ("unknown target", deployment(conversion={"candidates": [{"target": "TensorRT"}]}), 'Unsupported value: "TensorRT"'),
     ("unknown precision", deployment(conversion={"candidates": [{"target": "ONNX", "precision": "Int8"}]}), 'Unsupported value: "Int8"'),
@@ -408,6 +410,7 @@ FULL_MODEL = {
     "credentialsSecretRef": {"name": "models-read"},
 }
 VALID: list[tuple[str, Spec]] = [
+    ("an input that may be padded", tensors(TENSOR | {"shape": ["batch", "words"], "pad": 0})),
     (
         "autoscaling to nothing",
         deployment(autoscaling={"minReplicas": 0, "maxReplicas": 2, "target": 8, "activationQuery": "sum(rate(asked_total[2m]))"}),

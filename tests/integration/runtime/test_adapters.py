@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unit.runtime.serve.artifacts import digits_draft, dtypes_draft, mlp, mlp_draft, sleeper_draft
+from unit.runtime.serve.artifacts import digits_draft, dtypes_draft, mlp, mlp_draft, sleeper_draft, text_draft
 
 X = np.random.default_rng(5).standard_normal((3, 64)).astype(np.float32)
 
@@ -116,6 +116,23 @@ def test_concurrent_requests_are_batched_and_each_gets_its_own_rows(start):
     assert calls < 60
     config = server.get("/v2/models/m/config").json
     assert config["dynamic_batching"] == {"max_queue_delay_microseconds": 5000}
+
+
+def test_texts_of_different_lengths_share_a_batch_and_are_answered_as_if_alone(start):
+    server = start(text_draft(seconds=0.05), "--lanes", "1", "--max-batch-size", "16", "--max-delay", "5ms").wait_ready()
+
+    def asked(number: int) -> list[list[float]]:
+        words = 5 + number % 4  # rounded up to 8
+        kinds = (("ids", "INT64", [number + word for word in range(words)]), ("mask", "BOOL", [True] * (words - 1) + [False]))
+        body = {"inputs": [{"name": name, "shape": [1, words], "datatype": kind, "data": data} for name, kind, data in kinds]}
+        outputs = server.ask("POST", "/v2/models/m/infer", json.dumps(body)).json["outputs"]
+        assert outputs[1]["shape"] == [1, words]
+        return [output["data"] for output in outputs]
+
+    with ThreadPoolExecutor(32) as pool:
+        answers = list(pool.map(asked, range(96)))
+    assert answers == [[[i + (3 + i % 4) / 2], [2.0 * (i + word) for word in range(5 + i % 4)]] for i in range(96)]
+    assert float(server.get("/metrics").body.decode().partition("slipway_batch_size_count ")[2].split()[0]) < 40
 
 
 def test_one_request_that_fails_in_a_batch_fails_alone(start):

@@ -119,7 +119,7 @@ Dimension = Annotated[
     WithJsonSchema({"x-kubernetes-int-or-string": True, "maxLength": 63}),
     Rule(
         f"type(self) == int ? self > 0 : self.matches(r'^{_IDENTIFIER}$')",
-        "a dimension is a positive integer or, when it varies, a name; for example 8 or batch",
+        "a dimension is a positive integer or, when it varies, a name",
         lambda value: value > 0 if isinstance(value, int) else re.fullmatch(_IDENTIFIER, value) is not None,
     ),
 ]
@@ -201,27 +201,39 @@ class ModelSource(ApiModel):
 
 
 class TensorSpec(ApiModel):
-    """One input or output of the model."""
+    """One tensor of the model."""
 
     name: Annotated[
         str,
         Field(max_length=128),
-        matches(r"[A-Za-z_][A-Za-z0-9_./-]*", "a tensor's name has letters, digits, '_', '.', '/' and '-', a letter or _ first"),
-    ] = Field(description="Name of the tensor, as in requests and answers; unique in the signature. Example: image.")
-    dtype: DType = Field(description="Type of the elements, as numpy and torch call it. Example: float32.")
+        matches(r"[A-Za-z_][A-Za-z0-9_./-]*", "a tensor's name has letters, digits, _./-, a letter or _ first"),
+    ] = Field(description="Its name in requests and answers. Example: image.")
+    dtype: DType = Field(description="Type of the elements. Example: float32.")
     shape: Annotated[tuple[Dimension, ...], Field(max_length=16, json_schema_extra=ATOMIC)] = Field(
-        description="Dimensions: integers, or names where the size varies; the first named one is the batch. "
-        "[] is a scalar. Example: [batch, 1, 8, 8]."
+        description="Integers, or names where the size varies; the first name is the batch. [] is a scalar. Example: [batch, 1, 8, 8]."
     )
 
 
-Tensors = Annotated[
-    tuple[TensorSpec, ...], Field(min_length=1, max_length=32, json_schema_extra=LIST_MAP_BY_NAME), AfterValidator(unique_names)
-]
+class InputSpec(TensorSpec):
+    """One input of the model."""
+
+    pad: int | None = Field(
+        default=None,
+        description="Fills up shorter inputs, so that different lengths share a batch. Default: they do not. Example: 0.",
+    )
+
+
+_LIST = Field(min_length=1, max_length=32, json_schema_extra=LIST_MAP_BY_NAME)
+Inputs = Annotated[tuple[InputSpec, ...], _LIST, AfterValidator(unique_names)]
+Outputs = Annotated[tuple[TensorSpec, ...], _LIST, AfterValidator(unique_names)]
 
 
 def _are_names_unique(signature: Signature) -> bool:
     return max(Counter(tensor.name for tensor in signature.inputs + signature.outputs).values()) == 1
+
+
+def _can_be_padded(signature: Signature) -> bool:
+    return all(tensor.pad is None or any(isinstance(dim, str) for dim in tensor.shape[1:]) for tensor in signature.inputs)
 
 
 class Signature(ApiModel):
@@ -230,17 +242,21 @@ class Signature(ApiModel):
     rules = (
         Rule(
             "self.inputs.all(i, !self.outputs.exists(o, o.name == i.name))",
-            "an input and an output have the same name; rename one of them",
+            "an input and an output have the same name; rename one",
             _are_names_unique,
+        ),
+        Rule(
+            "self.inputs.all(i, !has(i.pad) || i.shape.exists(d, d != i.shape[0] && type(d) == string))",
+            "pad needs a named dimension after the first, the one that varies",
+            _can_be_padded,
         ),
     )
 
-    inputs: Tensors = Field(
-        description="The inputs, in the order of the arguments of forward(). Example: [{name: image, dtype: float32, shape: [batch, "
-        "1, 8, 8]}]."
+    inputs: Inputs = Field(
+        description="In the order of the arguments of forward(). Example: [{name: image, dtype: float32, shape: [batch, 1, 8, 8]}]."
     )
-    outputs: Tensors = Field(
-        description="The outputs, in the order that forward() returns them. Example: [{name: logits, dtype: float32, shape: [batch, 10]}]."
+    outputs: Outputs = Field(
+        description="In the order that forward() returns them. Example: [{name: logits, dtype: float32, shape: [batch, 10]}]."
     )
 
 

@@ -18,6 +18,7 @@ from slipway_runtime.serve.batching import DEFAULT_PRIORITY, Batcher, Job, Loop,
 from slipway_runtime.serve.messages import GOLDEN, HTML, BadRequest, HttpError, Request, Response, json_response
 from slipway_runtime.serve.metrics import CONTENT_TYPE, Metrics
 from slipway_runtime.serve.model import Model, golden_difference
+from slipway_runtime.serve.padding import Joiner
 from slipway_runtime.serve.predict import answer, decode_npy, decode_plain, is_npy
 from slipway_runtime.serve.preprocess import image_inputs
 from slipway_runtime.serve.tensors import Tensors, has_nonfinite
@@ -138,7 +139,7 @@ class App:
     def install(self, model: Model) -> None:
         """Serve `model`: the server is ready from here on, unless it drains already."""
         queue, backend = model.queue_options(self.options.queue), model.backend
-        self.batcher = Batcher(backend.infer, queue, self.loop, self.metrics, backend.concatenate)
+        self.batcher = Batcher(backend.infer, queue, self.loop, self.metrics, Joiner(model.padding, backend.empty))
         self.model = model
         self._inline_elements = model.inline_elements
         self.metrics.load_seconds.set(model.load_seconds)
@@ -209,7 +210,7 @@ class App:
         if batcher is None:
             raise HttpError(503, "the model is still loading", retry_after="1")
         limits = [seconds for seconds in (call.timeout, timeout) if seconds > 0]
-        key = tuple(array.shape[1:] for array in call.inputs.values()) if isinstance(call.inputs, dict) else ()
+        key = batcher.key_of(call.inputs)
         deadline = now + min(limits) if limits else math.inf
         job = Job(done, call.inputs, call.rows, key, call.size, deadline, call.priority or DEFAULT_PRIORITY, call.is_probe)
         batcher.submit(job)

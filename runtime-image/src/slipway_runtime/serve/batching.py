@@ -2,8 +2,8 @@
 
 Work-conserving: a lane that comes free takes what waits, up to the batch limit, at once. The one exception is a wait of at
 most `max_delay` while fewer rows wait than the load of the last moments lets expect (`target_rows`); with one client that
-expectation is one row, so that a lone client never waits. Requests of different shapes never share a batch. All of it runs
-on the event loop; only `_run` is in a lane.
+expectation is one row, so that a lone client never waits. Requests of different shapes never share a batch, but where they may
+be padded (padding.py). All of it runs on the event loop; only `_run` is in a lane.
 """
 
 from __future__ import annotations
@@ -16,12 +16,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-import numpy as np
-
 from slipway_runtime.serve.lanes import Lanes
 from slipway_runtime.serve.messages import HttpError
 from slipway_runtime.serve.metrics import Metrics
-from slipway_runtime.serve.tensors import Array, Tensors, has_nonfinite
+from slipway_runtime.serve.padding import Joiner
+from slipway_runtime.serve.tensors import Tensors, has_nonfinite
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +63,7 @@ class Job:
         done: gets the outputs or the error, on the event loop, once; not after `Batcher.cancel`.
         inputs: the arrays, or what makes them in the lane (an image to decode); may raise HttpError.
         rows: size of the batch dimension.
-        key: what requests of one batch have in common: the shapes without the batch dimension.
+        key: what requests of one batch have in common, of `Batcher.key_of`.
         size: bytes of the body.
         deadline: of `time.perf_counter`; the job is answered 504 when it is still queued then.
         priority: smaller comes first.
@@ -134,12 +133,12 @@ class Batcher:
         options: QueueOptions,
         loop: Loop,
         metrics: Metrics,
-        concatenate: Callable[[Sequence[Array]], Array] = np.concatenate,
+        joiner: Joiner | None = None,
     ) -> None:
-        """Make the queue; `infer`, and `concatenate`, which joins the arrays of several requests, are called in the lanes."""
+        """Make the queue; `infer` and the joiner (default: one that never pads) are called in the lanes."""
         self.options = options
         self.lanes = Lanes(options.lanes)
-        self._infer, self._concatenate = infer, concatenate
+        self._infer, self._joiner = infer, joiner or Joiner()
         self._loop = loop
         self._metrics = metrics
         self._queues: dict[tuple[int, Key], _Queue] = {}
@@ -150,6 +149,10 @@ class Batcher:
         self._seconds_per_row = 0.0
 
     # --- in -------------------------------------------------------------------------------------------------------
+
+    def key_of(self, inputs: Tensors | Callable[[], Tensors]) -> Key:
+        """What requests of one batch have in common; inputs that are yet to be made share it with one another."""
+        return self._joiner.key(inputs) if isinstance(inputs, dict) else ()
 
     def submit(self, job: Job) -> None:
         """Queue a job.
@@ -287,16 +290,7 @@ class Batcher:
     def _together(self, made: list[Tensors]) -> list[Tensors | HttpError]:
         if len(made) == 1:
             return [self._infer(made[0])]
-        names = made[0].keys()
-        first = next(iter(names))
-        outputs = self._infer({name: self._concatenate([inputs[name] for inputs in made]) for name in names})
-        parts: list[Tensors | HttpError] = []
-        start = 0
-        for inputs in made:
-            end = start + len(inputs[first])
-            parts.append({name: array[start:end] for name, array in outputs.items()})
-            start = end
-        return parts
+        return [*self._joiner.parted(self._infer(self._joiner.joined(made)), made)]
 
     def _alone(self, inputs: Tensors) -> Tensors | HttpError:
         # One request that the model cannot bear must not fail those that happened to come beside it.

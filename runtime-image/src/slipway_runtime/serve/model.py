@@ -14,6 +14,7 @@ from slipway_runtime.artifact import Artifact, TensorSpec, takes_batches
 from slipway_runtime.reasons import Failure
 from slipway_runtime.serve.backends import Backend, load_backend
 from slipway_runtime.serve.batching import QueueOptions, useful_batch
+from slipway_runtime.serve.padding import Joiner, Padding
 from slipway_runtime.serve.preprocess import ImagePreprocessing
 from slipway_runtime.serve.protocol import Codec
 from slipway_runtime.serve.tensors import DATATYPES, DTYPES, Tensors
@@ -24,6 +25,7 @@ log = logging.getLogger(__name__)
 WARM_UP_RUNS = 20
 WARM_UP_SECONDS = 2.0
 INLINE_SECONDS = 0.0001
+_PADDED_ROWS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,7 @@ class Model:
         load_seconds: verification excluded; load, warm-up and golden outputs.
         golden: to be replayed when a probe asks for it; None when the artifact has none, or is a handler of TorchServe.
         lanes: worker threads that the backend wants; 0 when it leaves that to the server.
+        padding: how requests of different lengths share a batch; None when they must not.
     """
 
     artifact: Artifact
@@ -62,6 +65,7 @@ class Model:
     load_seconds: float
     golden: GoldenBatch | None = None
     lanes: int = 0
+    padding: Padding | None = None
 
     @property
     def takes_rows(self) -> bool:
@@ -116,10 +120,11 @@ def load_model(artifact: Artifact, options: LoadOptions) -> Model:
         inline = _warm_up(backend, artifact)
         check_golden(backend, artifact)
         max_batch = _warm_up_batches(backend, artifact, options.max_batch)
+    padding = proven_padding(backend, artifact) if max_batch > 1 else None
     codec = Codec(artifact.signature, options.name, options.revision, names)
     golden = None if artifact.format == "TorchServe" else _golden_batch(artifact)
     seconds, lanes = time.perf_counter() - started, 0 if options.lanes else backend.lanes
-    return Model(artifact, backend, names, preprocessing, codec, inline, max_batch, seconds, golden, lanes)
+    return Model(artifact, backend, names, preprocessing, codec, inline, max_batch, seconds, golden, lanes, padding)
 
 
 def _check_signature(artifact: Artifact) -> None:
@@ -215,6 +220,54 @@ def _rows_are_independent(backend: Backend, sample: Tensors, artifact: Artifact)
             log.warning("batching is off: output '%s' of a row depends on the rows beside it", name)
             return False
     return True
+
+
+def proven_padding(backend: Backend, artifact: Artifact) -> Padding | None:
+    """What the signature allows, when this model answers a row the same whether it is padded or not; else None, and the log says why."""
+    padding = Padding.of(artifact.signature)
+    if padding is None:
+        return None
+    joiner, long = Joiner(padding, backend.empty), _long_sample(artifact, padding)
+    lengths = padding.lengths(long)
+    limit = float(artifact.golden.max_absolute_error) if artifact.golden is not None else 1e-3
+    for shorter in ({name: size - 1 for name, size in lengths.items()}, {name: size // 2 for name, size in lengths.items()}):
+        short = padding.shortened(long, shorter)
+        pair = [long, short]
+        try:
+            together = [*joiner.parted(backend.infer(joiner.joined(pair)), pair)]
+            alone = [backend.infer(inputs) for inputs in pair]
+        except Exception as error:
+            log.warning("padding is off: lengths of %s and %s in one batch failed: %s: %s", lengths, shorter, type(error).__name__, error)
+            return None
+        for got, want in zip(together, alone, strict=True):
+            for name, array in want.items():
+                if array.shape != got[name].shape or not _close(got[name], array, limit):
+                    log.warning(
+                        "padding is off: output '%s' of rows of %s depends on what it is padded with; give forward() a mask", name, shorter
+                    )
+                    return None
+    log.info("padding: requests of different %s share batches", ", ".join(lengths))
+    return padding
+
+
+def _long_sample(artifact: Artifact, padding: Padding) -> Tensors:
+    """Some rows, at least four long along each dimension that is padded; no row must look like padding throughout."""
+    if artifact.golden is not None:
+        arrays = _arrays(artifact, artifact.golden.inputs)
+        sample = {name: array[:_PADDED_ROWS] for name, array in next(_batches(arrays, artifact.signature.inputs)).items()}
+    else:
+        random = np.random.default_rng(0)  # zeros and ones: they fit a mask, numbers of words, and anything else
+        sample = {
+            spec.name: random.integers(0, 2, [dim if isinstance(dim, int) else _PADDED_ROWS for dim in spec.shape]).astype(
+                DTYPES[spec.dtype]
+            )
+            for spec in artifact.signature.inputs
+        }
+    for name, axes in padding.inputs.items():
+        for axis, _ in axes:
+            short = sample[name].shape[axis]
+            sample[name] = np.concatenate([sample[name]] * -(-4 // short), axis) if short < 4 else sample[name]
+    return sample
 
 
 def _close(got: np.ndarray, want: np.ndarray, limit: float) -> bool:

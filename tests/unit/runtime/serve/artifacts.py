@@ -38,6 +38,25 @@ class Sleeper(torch.nn.Module):
 def build(seconds):
     return Sleeper(seconds)
 """
+TEXT = """
+import time
+import torch
+
+class Mean(torch.nn.Module):
+    def __init__(self, seconds, is_masked):
+        super().__init__()
+        self.seconds, self.is_masked = seconds, is_masked
+    def forward(self, ids, mask):
+        time.sleep(self.seconds)
+        weights = mask.float() if self.is_masked else torch.ones(mask.shape)
+        return (ids * weights).sum(1) / weights.sum(1), ids.float() * 2
+
+def masked(seconds):
+    return Mean(seconds, True)
+
+def plain(seconds):
+    return Mean(seconds, False)
+"""
 
 
 @dataclass
@@ -129,6 +148,23 @@ def sleeper_draft(seconds: float) -> Draft:
     }
     config = {"format": "PyTorch", "entry": "", "entrypoint": "sleeper:build", "arguments": {"seconds": seconds}, "signature": signature}
     return Draft({"sleeper.py": SLEEPER.encode()}, config)
+
+
+def text_draft(entrypoint: str = "text:masked", seconds: float = 0.0, *, pad: int | None = 0) -> Draft:
+    """Numbers of words, of any length -> a mean over those that are masked in (or, `text:plain`, over all), and twice each word."""
+    padding = {} if pad is None else {"pad": pad}
+    signature = {
+        "inputs": [
+            {"name": "ids", "dtype": "int64", "shape": ["batch", "words"], **padding},
+            {"name": "mask", "dtype": "bool", "shape": ["batch", "words"], **padding},
+        ],
+        "outputs": [
+            {"name": "mean", "dtype": "float32", "shape": ["batch"]},
+            {"name": "each", "dtype": "float32", "shape": ["batch", "words"]},
+        ],
+    }
+    config = {"format": "PyTorch", "entry": "", "entrypoint": entrypoint, "arguments": {"seconds": seconds}, "signature": signature}
+    return Draft({"text.py": TEXT.encode()}, config)
 
 
 def dtypes_draft() -> tuple[Draft, dict[str, tuple[str, np.ndarray]]]:

@@ -9,9 +9,11 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from slipway_runtime.artifact import Signature, TensorSpec
 from slipway_runtime.serve.batching import Batcher, Job, QueueOptions, target_rows, useful_batch
 from slipway_runtime.serve.messages import HttpError
 from slipway_runtime.serve.metrics import Metrics
+from slipway_runtime.serve.padding import Joiner, Padding
 from slipway_runtime.serve.tensors import has_nonfinite
 
 
@@ -48,7 +50,7 @@ class FakeLoop:
 class House:
     """A batcher whose lanes run when the test says so."""
 
-    def __init__(self, infer=lambda inputs: {"y": inputs["x"] * 2}, **options):
+    def __init__(self, infer=lambda inputs: {"y": inputs["x"] * 2}, joiner=None, **options):
         self.loop, self.calls, self.answers, self.work = FakeLoop(), [], {}, []
 
         def recorded(inputs):
@@ -56,7 +58,7 @@ class House:
             return infer(inputs)
 
         self.metrics = Metrics("m", "r", lambda: 0)
-        self.batcher = Batcher(recorded, QueueOptions(**options), self.loop, self.metrics)
+        self.batcher = Batcher(recorded, QueueOptions(**options), self.loop, self.metrics, joiner)
         self.batcher.lanes.submit = self.work.append
 
     def job(self, name, rows=1, width=2, **more):
@@ -138,6 +140,19 @@ def test_different_shapes_never_share_a_batch_and_the_oldest_comes_first():
         house.job(index, width=width)
     house.run()
     assert house.calls == [[(1, 2)], [(2, 3)], [(2, 2)]]
+
+
+def test_different_lengths_share_a_batch_where_they_may_be_padded():
+    spec = TensorSpec("x", "float32", ("n", "words"), 0)
+    padding = Padding.of(Signature((spec,), (TensorSpec("y", "float32", ("n", "words")),)))
+    house, got = House(joiner=Joiner(padding), max_batch=8), {}
+    for number, width in enumerate((3, 5, 8, 3)):
+        inputs = {"x": np.full((1, width), float(number), np.float32)}
+        done = lambda outputs, error, number=number: got.update({number: error or outputs["y"].tolist()})  # noqa: E731
+        house.batcher.submit(Job(done, inputs, key=house.batcher.key_of(inputs)))
+    house.run()
+    assert house.calls == [[(1, 3)], [(2, 8)], [(1, 3)]]
+    assert got == {0: [[0.0] * 3], 1: [[2.0] * 5], 2: [[4.0] * 8], 3: [[6.0] * 3]}
 
 
 def test_a_batch_larger_than_the_limit_goes_alone():

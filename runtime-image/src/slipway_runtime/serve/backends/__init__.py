@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
+
+import numpy as np
 
 from slipway_runtime.artifact import Artifact
 from slipway_runtime.reasons import Failure
@@ -26,8 +27,8 @@ class Backend(Protocol):
     def infer(self, inputs: Tensors) -> Tensors:
         """Run the model: arrays by input name -> arrays by output name, both as the signature has them."""
 
-    def concatenate(self, arrays: Sequence[Array]) -> Array:
-        """Join the rows of several requests along the first axis, in memory that `infer` likes to read."""
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+        """Memory that `infer` likes to read, for the rows of several requests."""
 
     def close(self) -> None:
         """Free the model; no `infer` after this."""

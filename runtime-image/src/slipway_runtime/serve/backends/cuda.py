@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,13 +55,9 @@ class CudaBackend(TorchBackend):
         self._pool = torch.cuda.graph_pool_handle()
         self._kind = graph_kind(artifact.signature) if graphs_wanted(os.environ.get(GRAPHS)) else "none"
 
-    def concatenate(self, arrays: Sequence[Array]) -> Array:
-        """Join along the first axis, in page-locked memory: the one copy of a batch on the host."""
-        first = arrays[0]
-        shape = (sum(len(array) for array in arrays), *first.shape[1:])
-        target = _page_locked(shape, first.dtype)
-        np.concatenate(arrays, out=target)
-        return target
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+        """Page-locked memory: what is written there is the one copy of a batch on the host."""
+        return _page_locked(shape, dtype)
 
     def infer(self, inputs: Tensors) -> Tensors:
         """Copy in, compute, copy out; the GIL is free while it waits."""

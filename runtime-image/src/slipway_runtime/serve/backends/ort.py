@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -42,9 +42,9 @@ class OnnxBackend:
         """Run the session."""
         return dict(zip(self._outputs, self._session.run(self._outputs, inputs), strict=True))
 
-    def concatenate(self, arrays: Sequence[Array]) -> Array:
-        """Join along the first axis."""
-        return np.concatenate(arrays)
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+        """Plain memory."""
+        return np.empty(shape, dtype)
 
     def close(self) -> None:
         """Drop the session."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -37,9 +37,9 @@ class TorchBackend:
             result = self._module(*(as_tensor(inputs[name]) for name in self._inputs))
         return {name: _array(tensor) for name, tensor in self._named(result).items()}
 
-    def concatenate(self, arrays: Sequence[Array]) -> Array:
-        """Join along the first axis."""
-        return np.concatenate(arrays)
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+        """Plain memory."""
+        return np.empty(shape, dtype)
 
     def close(self) -> None:
         """Drop the module."""
