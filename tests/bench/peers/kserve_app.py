@@ -20,6 +20,8 @@ class Ort(Model):
         y = self.model.run(None, {"x": payload.inputs[0].as_numpy().astype(np.float32, copy=False)})[0]
         output = InferOutput("y", list(y.shape), "FP32", data=y)
         binary = payload.use_binary_outputs
+        if payload.from_grpc:  # over REST the answer encodes it as the request asked
+            output.set_data_from_numpy(y, binary_data=binary)
         return InferResponse(payload.id or "0", "m", [output], use_binary_outputs=binary, requested_outputs=payload.request_outputs)
 
 

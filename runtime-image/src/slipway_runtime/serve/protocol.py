@@ -27,6 +27,7 @@ from slipway_runtime.serve.tensors import (
     datatype_of,
     from_raw,
     item_bytes,
+    refuse_booleans,
     reshaped,
     to_json,
     to_raw,
@@ -168,9 +169,8 @@ class Codec:
         return self._decode_binary(body, json_bytes)
 
     def _decode_binary(self, body: bytes | memoryview, json_bytes: int) -> InferRequest:
-        value = json_object(bytes(body[:json_bytes]))
-        tail = _Tail(body, json_bytes)
-        asked = self._decode_object(value, tail)
+        head, tail = bytes(body[:json_bytes]), _Tail(body, json_bytes)
+        asked = self._decode_object(json_object(head), tail, may_have_booleans=has_booleans(head))
         if tail.position != len(body):
             raise BadRequest(f"{len(body) - tail.position} bytes are left over after the binary tensors; check each binary_data_size")
         if asked.id is None and tail.is_plain and json_bytes <= MAX_PLAN_BYTES:
@@ -183,19 +183,19 @@ class Codec:
         start = body.find(b"[", found, found + 16) if found > 0 else -1
         end = body.find(b"]", start) if start > 0 else -1
         if end < 0 or len(body) - end > MAX_PLAN_BYTES or start > MAX_PLAN_BYTES:
-            return self._decode_object(json_object(body), None)
+            return self._decode_whole(body, json_object(body))
         key = body[:start], body[end:]
         plan = self._json_plans.get(key)
         if plan is None:
             value = json_object(body)
-            asked = self._decode_object(value, None)
+            asked = self._decode_whole(body, value)
             self._keep_json(body, (found, start, end), value, asked)
             return asked
-        view = plan.views[0]
-        array = array_of(view.name, json_value(body[start : end + 1]), view.dtype)
-        if array.ndim != 1 or array.size != view.end:
-            # Nested after all, or another number of values: the long way has the words for it.
-            return self._decode_object(json_object(body), None)
+        view, data = plan.views[0], body[start : end + 1]
+        array = array_of(view.name, json_value(data), view.dtype)
+        if array.ndim != 1 or array.size != view.end or b"t" in data or b"f" in data:
+            # Nested after all, another number of values, or true or false among them: the long way has the words for it.
+            return self._decode_whole(body, json_object(body))
         return InferRequest({view.name: array.reshape(view.shape)}, plan.outputs, None, plan.timeout, plan.priority)
 
     def _keep_json(self, body: bytes, span: tuple[int, int, int], value: dict[str, Any], asked: InferRequest) -> None:
@@ -211,13 +211,18 @@ class Codec:
         view = _View(name, spec.dtype, 0, array.size, array.shape)
         _keep(self._json_plans, (body[:start], body[end:]), _Plan((view,), 0, asked.outputs, asked.timeout, asked.priority))
 
-    def _decode_object(self, value: dict[str, Any], tail: _Tail | None) -> InferRequest:
+    def _decode_whole(self, body: bytes, value: dict[str, Any]) -> InferRequest:
+        return self._decode_object(value, None, may_have_booleans=has_booleans(body))
+
+    def _decode_object(self, value: dict[str, Any], tail: _Tail | None, *, may_have_booleans: bool) -> InferRequest:
         listed = value.get("inputs")
         if not isinstance(listed, list) or not listed:
             raise BadRequest("'inputs' must be a list of tensors, each with name, shape, datatype and data")
         tensors: Tensors = {}
         for item in listed:
             self._decode_tensor(item, tensors, tail)
+            if may_have_booleans and (dtype := self._specs[item["name"]].dtype) not in {"bool", "string"}:
+                refuse_booleans(item["name"], item.get("data"), dtype)
         check_inputs(tensors, self.signature.inputs)
         request_id = value.get("id")
         if request_id is not None and not isinstance(request_id, str):
@@ -358,6 +363,11 @@ def classification(scores: Array, count: int, labels: Sequence[str]) -> Array:
         label = f":{labels[index]}" if index < len(labels) else ""
         text[row, column] = f"{float(rows[row, index]):f}:{index}{label}"
     return text if scores.ndim == 2 else text[0]
+
+
+def has_booleans(text: bytes) -> bool:
+    """Whether JSON may have true or false in it; numpy takes them for 1 and 0, and looking at each value costs more than this."""
+    return b"true" in text or b"false" in text
 
 
 def _keep(table: dict[Any, Any], key: Any, value: Any) -> None:

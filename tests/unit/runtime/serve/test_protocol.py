@@ -69,6 +69,8 @@ def test_flat_and_nested_data_are_equal(data):
         ([tensor(data=[[1, 2], [3]]), B], "input 'a': the nested lists are ragged"),
         ([tensor(data=["1", "2"]), B], "input 'a': expected numbers for FP32"),
         ([tensor(data=[{}, 1]), B], "input 'a': the data must be numbers"),
+        ([tensor(data=[True, 2]), B], "input 'a': expected numbers for FP32, got true or false"),
+        ([tensor(), tensor("b", "INT64", (1,), [False])], "input 'b': expected integers for INT64"),
         ([tensor(data=[1e300, 1]), B], "input 'a': a value is too large for float32"),
         ([tensor(shape=(-1, 2)), B], "input 'a': 'shape' must be a list of positive integers"),
         ([tensor(shape=(10**12, 2)), B], "needs 2000000000000 values, got 2"),
@@ -234,7 +236,7 @@ X = TensorSpec("x", "float32", ("batch", 2))
 @pytest.mark.parametrize(
     ("template", "fillings"),
     [
-        ('{"inputs":[{"name":"x","shape":[1,2],"datatype":"FP32","data":[DATA]}]}', ["1,2", "3,4", "null,5", "[6,7]", "8"]),
+        ('{"inputs":[{"name":"x","shape":[1,2],"datatype":"FP32","data":[DATA]}]}', ["1,2", "3,4", "null,5", "[6,7]", "8", "true,9"]),
         ('{"inputs": [{"data": [DATA], "name": "x", "shape": [1, 2], "datatype": "FP32"}]}', ["1,2", "3,4", '"a",1', "1,2,3"]),
         ('{"id":"7","inputs":[{"name":"x","shape":[1,2],"datatype":"FP32","data":[DATA]}]}', ["1,2", "3,4"]),
         ('{"parameters":{"data":[DATA]},"inputs":[{"name":"x","shape":[1,2],"datatype":"FP32","data":[5,6]}]}', ["1,2", "3,4"]),
