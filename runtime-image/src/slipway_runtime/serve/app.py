@@ -22,6 +22,7 @@ from slipway_runtime.serve.padding import Joiner
 from slipway_runtime.serve.predict import answer, decode_npy, decode_plain, is_npy
 from slipway_runtime.serve.preprocess import image_inputs
 from slipway_runtime.serve.tensors import Tensors, has_nonfinite
+from slipway_runtime.serve.workers import Place
 
 log = logging.getLogger(__name__)
 access = logging.getLogger("slipway_runtime.access")
@@ -90,6 +91,7 @@ class App:
         model: None while loading.
         batcher: the queue in front of the model; None while loading.
         inflight: infer and predict requests taken and not answered.
+        place: among the workers; None when there are no others.
     """
 
     options: AppOptions
@@ -98,6 +100,7 @@ class App:
     model: Model | None = None
     batcher: Batcher | None = None
     inflight: int = 0
+    place: Place | None = None
     metrics: Metrics = field(init=False)
     _gets: dict[str, Getter] = field(init=False)
     _posts: dict[str, Callable[[Model, Request], Call | Response]] = field(init=False)
@@ -113,7 +116,7 @@ class App:
         self._gets = {
             "/docs": self._docs,
             "/openapi.json": self._openapi,
-            "/metrics": lambda: Response(200, self.metrics.render(), CONTENT_TYPE),
+            "/metrics": self._metrics,
             "/ping": self._ping,
             "/v1/models": lambda: json_response({"models": [options.name]}),
             f"/v1/models/{options.name}": self._model_ready,
@@ -146,6 +149,17 @@ class App:
         self.metrics.set_artifact(model.artifact.digest, model.artifact.format, model.artifact.precision)
         if self.phase == LOADING:
             self.phase = READY
+
+    def join(self, place: Place) -> None:
+        """Be one of several workers: tell the others what is counted here, and answer for them."""
+        self.place = place
+        self.metrics.others = place.others
+        self.tell()
+
+    def tell(self) -> None:
+        """Tell the other workers, if there are any, what is counted here, and what is wrong."""
+        if self.place is not None:
+            self.place.write(self.metrics.state() | {"trouble": self._trouble()})
 
     def close(self, timeout: float) -> bool:
         """Stop the lanes; False when one is still inside the model after `timeout` seconds."""
@@ -398,13 +412,18 @@ class App:
 
     def is_live(self) -> tuple[bool, str]:
         """Whether the process works, and if not, why."""
+        trouble = self._trouble()
+        return not trouble, trouble
+
+    def _trouble(self) -> str:
         stuck = self.batcher.lanes.stuck_seconds() if self.batcher is not None else 0.0
-        if stuck > self.options.stuck_seconds:
-            return False, f"a call of the model has been running for {stuck:.0f} s"
-        return True, ""
+        return f"a call of the model has been running for {stuck:.0f} s" if stuck > self.options.stuck_seconds else ""
 
     def _live(self) -> Response:
         live, reason = self.is_live()
+        if live and self.place is not None:
+            reason = next((state["trouble"] for state in self.place.others() if state["trouble"]), "")
+            live = not reason
         return json_response({"live": live} if live else {"live": live, "reason": reason}, 200 if live else 503)
 
     def _ping(self) -> Response:
@@ -423,6 +442,11 @@ class App:
     def _metadata(self) -> Response:
         model = self.loaded()
         return json_response(model.codec.metadata(model.backend.platform))
+
+    def _metrics(self) -> Response:
+        # Told before it is counted: what one worker has answered, the next one that is asked knows of, and no counter goes back.
+        self.tell()
+        return Response(200, self.metrics.render(), CONTENT_TYPE)
 
     def _config(self) -> Response:
         return json_response(self.config())

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import logging
 import os
+import signal
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import uvloop
@@ -22,6 +24,7 @@ from slipway_runtime.serve.connection import Limits
 from slipway_runtime.serve.cpu import cpu_limit
 from slipway_runtime.serve.model import LoadOptions, Model, load_model
 from slipway_runtime.serve.server import Server, ServerOptions, abandon
+from slipway_runtime.serve.workers import MAX_WORKERS, Board, Place, run_workers
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--port", type=int, default=8080)
     parser.add_argument("--grpc-port", type=int, default=0, help="port of the protocol over gRPC (default: 0, none)")
     parser.add_argument("--lanes", type=int, default=0, help="worker threads (default: the CPU limit; 3 on a GPU)")
+    parser.add_argument("--workers", type=int, default=0, help="processes on one port, for small models (default: SLIPWAY_WORKERS, or 1)")
     parser.add_argument("--queue-size", type=int, default=queue.max_requests, help="requests that may wait for a lane; more get 429")
     parser.add_argument("--queue-bytes", type=int, default=queue.max_bytes, help="bytes of bodies that may wait; more get 429")
     parser.add_argument("--max-batch-size", type=int, default=0, help="rows of a batch (default: SLIPWAY_MAX_BATCH_SIZE, or 1: off)")
@@ -63,34 +67,86 @@ def run(args: argparse.Namespace) -> int:
     warnings.filterwarnings("ignore", message="overflow encountered in dot")
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     try:
-        ended = uvloop.run(_serve(args))
+        workers = worker_count(args, os.environ)
+        options, load = _plan(args, os.environ, workers)
+        if workers > 1:
+            return _run_workers(workers, options, load)
+        return _run_server(options, load)
     except Failure as failure:
-        if failure.reason == "ModelStuck":
-            abandon(failure)
-        log.error("%s", failure)  # noqa: TRY400 (a finding, not a bug: no traceback)
-        write_termination(failure.reason, failure.message)
-        return EXIT_CODES[failure.reason]
+        return _failed(failure)
+
+
+def _run_server(options: ServerOptions, load: Callable[[], Model], place: Place | None = None) -> int:
+    """Serve in this process; returns the exit code."""
+
+    async def serve() -> bool:
+        return await Server(options, load, place).run()
+
+    try:
+        ended = uvloop.run(serve())
+    except Failure as failure:
+        return _failed(failure)
     if not ended:
         logging.shutdown()
         os._exit(0)
     return 0
 
 
-async def _serve(args: argparse.Namespace) -> bool:
-    labels = _labels(os.environ.get("SLIPWAY_LABELS"))
-    cpus = cpu_limit()
+def _failed(failure: Failure) -> int:
+    if failure.reason == "ModelStuck":
+        abandon(failure)
+    log.error("%s", failure)
+    write_termination(failure.reason, failure.message)
+    return EXIT_CODES[failure.reason]
+
+
+def _run_workers(count: int, options: ServerOptions, load: Callable[[], Model]) -> int:
+    """Load once, and serve in several processes that share the model's memory; returns the exit code."""
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))  # process 1 of a container has no other way to end while it loads
+    try:
+        model, board = load(), Board(count)
+    except Exception as error:
+        if isinstance(error, Failure):
+            raise
+        log.exception("loading failed")
+        raise Failure("InternalError", f"{type(error).__name__}: {error}"[:1500]) from error
+    if model.backend.lanes:
+        raise Failure("InvalidArguments", "several workers (--workers, SLIPWAY_WORKERS) are for models on the CPU; a GPU takes one process")
+    gc.collect()
+    gc.freeze()  # a collection that walks over what was loaded would copy it
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    return run_workers(count, lambda number: _run_server(options, lambda: model, Place(board, number)))
+
+
+def _plan(args: argparse.Namespace, environment: Mapping[str, str], workers: int) -> tuple[ServerOptions, Callable[[], Model]]:
+    """What a server is told, and what loads its model."""
+    labels = _labels(environment.get("SLIPWAY_LABELS"))
+    cpus = max(1, cpu_limit() // workers)
     lanes = args.lanes if args.lanes > 0 else cpus
-    max_batch, max_delay = batching(args, os.environ)
-    loading = LoadOptions(args.model_name, args.revision, max(1, cpus // lanes), labels, max_batch, args.lanes)
+    threads = max(1, cpus // lanes) if workers == 1 else 1  # a pool of threads does not live through a fork
+    max_batch, max_delay = batching(args, environment)
+    loading = LoadOptions(args.model_name, args.revision, threads, labels, max_batch, args.lanes)
 
     def load() -> Model:
         return load_model(open_artifact(args.model_dir, args.artifact_digest), loading)
 
-    is_logging = args.access_log or os.environ.get("SLIPWAY_ACCESS_LOG", "").lower() == "true"
+    is_logging = args.access_log or environment.get("SLIPWAY_ACCESS_LOG", "").lower() == "true"
     queue = QueueOptions(lanes, max_batch, max_delay, args.queue_size, args.queue_bytes)
     app = AppOptions(args.model_name, args.revision, queue, args.stuck_seconds, is_logging)
     limits = Limits(args.max_body_bytes, args.header_seconds, args.body_seconds, idle_seconds=args.idle_seconds)
-    return await Server(ServerOptions(args.host, args.port, args.grpc_port, args.drain_seconds, limits, app), load).run()
+    return ServerOptions(args.host, args.port, args.grpc_port, args.drain_seconds, limits, app), load
+
+
+def worker_count(args: argparse.Namespace, environment: Mapping[str, str]) -> int:
+    """Processes that serve, of the arguments or else of the environment.
+
+    Raises:
+        Failure: InvalidArguments.
+    """
+    text = str(args.workers or environment.get("SLIPWAY_WORKERS") or 1)
+    if not text.isdecimal() or not 1 <= int(text) <= MAX_WORKERS:
+        raise Failure("InvalidArguments", f"workers (--workers, SLIPWAY_WORKERS) must be from 1 to {MAX_WORKERS}, got {text!r}")
+    return int(text)
 
 
 def batching(args: argparse.Namespace, environment: Mapping[str, str]) -> tuple[int, float]:

@@ -1,17 +1,21 @@
 """The server's metrics (names: design 8).
 
 Requests are counted by `Tally` and `Buckets`, plain Python without locks that the event loop alone writes: an observation
-costs 0.2 µs where the client library's costs 1.5. The library renders them at a scrape.
+costs 0.2 µs where the client library's costs 1.5. The library renders them at a scrape. Where several processes serve
+one model (workers.py), a scrape gives the sum of all.
 """
 
 from __future__ import annotations
 
+import os
 import re
 from bisect import bisect_left
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Gauge, ProcessCollector, disable_created_metrics, generate_latest
-from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -41,7 +45,11 @@ SECONDS = (
 )
 MAX_EXPERIMENTS = 16  # as many as spec.routing takes; a client that makes names up must not make series without end
 _EXPERIMENT = re.compile(r"[a-z0-9][-a-z0-9]{0,62}")
+_PER_PROCESS = {"process_start_time_seconds", "process_max_fds"}  # of which there is no sum
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+
+State = dict[str, Any]
 
 
 class Buckets:
@@ -64,6 +72,15 @@ class Buckets:
     def count(self) -> int:
         """Number of values."""
         return sum(self._counts)
+
+    def state(self) -> list[float]:
+        """The counts and the total, as `absorb` takes them."""
+        return [*self._counts, self.total]
+
+    def absorb(self, state: Any) -> None:
+        """Add what another counted."""
+        self._counts = [own + int(more) for own, more in zip(self._counts, state[:-1], strict=True)]
+        self.total += state[-1]
 
     def family(self) -> Metric:
         """The metric as it is now."""
@@ -91,6 +108,15 @@ class Tally:
             value, known = 599, self.counts.get(599)
         self.counts[value] = (known or 0) + 1
 
+    def state(self) -> dict[str, int]:
+        """The counts, as `absorb` takes them."""
+        return {str(value): count for value, count in self.counts.items()}
+
+    def absorb(self, state: Any) -> None:
+        """Add what another counted."""
+        for value, count in state.items():
+            self.counts[int(value)] = self.counts.get(int(value), 0) + count
+
     def family(self) -> Metric:
         """The metric as it is now."""
         family = CounterMetricFamily(self._name, self._help, labels=[*self._labels, self._label])
@@ -110,6 +136,14 @@ class Count:
     def add(self, more: int) -> None:
         """Count so many."""
         self.value += more
+
+    def state(self) -> int:
+        """The count, as `absorb` takes it."""
+        return self.value
+
+    def absorb(self, state: Any) -> None:
+        """Add what another counted."""
+        self.value += state
 
     def family(self) -> Metric:
         """The metric as it is now."""
@@ -132,6 +166,11 @@ class Apart:
         self.requests.add(status)
         self.seconds.observe(seconds)
 
+    @property
+    def parts(self) -> tuple[Tally | Count | Buckets, ...]:
+        """All that is counted."""
+        return self.requests, self.nonfinite, self.seconds
+
 
 class Metrics:
     """One registry for one model; the bound methods `queue` to `nonfinite` are for the event loop only."""
@@ -146,7 +185,8 @@ class Metrics:
         """
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
-        ProcessCollector(registry=self.registry)
+        self.others: Callable[[], Sequence[State]] = tuple  # what other processes counted for the same model
+        self._inflight = inflight
         labels = {"model": model, "revision": revision}
         self.requests = Tally("slipway_requests", "Answered infer and predict requests.", "code", labels)
         self.nonfinite_answers = Count("slipway_nonfinite_outputs", "Answers whose outputs have NaN or infinite values.", labels)
@@ -160,25 +200,55 @@ class Metrics:
         buckets = (self.seconds_buckets, self.queue_buckets, self.inference_buckets, self.batch_buckets)
         self.probes = Apart("slipway_probe", "probes (requests with the header x-slipway-probe)", labels)
         self._labels, self._experiments = labels, dict[str, Apart]()
-        probes = (self.probes.requests, self.probes.nonfinite, self.probes.seconds)
-        self._families = (self.requests, self.nonfinite_answers, *buckets, *probes)
+        self._families: tuple[Tally | Count | Buckets, ...] = (self.requests, self.nonfinite_answers, *buckets, *self.probes.parts)
         self.registry.register(self)
-        Gauge("slipway_inflight_requests", "Requests taken and not answered.", registry=self.registry).set_function(inflight)
         self.load_seconds = Gauge("slipway_model_load_seconds", "Verify, load, warm up, reproduce golden outputs.", registry=self.registry)
         self._info = Gauge("slipway_artifact_info", "The artifact served.", ("digest", "format", "precision"), registry=self.registry)
 
     def collect(self) -> Iterable[Metric]:
-        """The request metrics, for the registry."""
-        of_experiments = [[part.family() for part in (apart.requests, apart.seconds)] for apart in self._experiments.values()]
-        return [family.family() for family in self._families] + [_joined(families) for families in zip(*of_experiments, strict=True)]
+        """The metrics of requests and processes, for the registry."""
+        others = self.others()
+        whole = self.whole(others)
+        of_experiments = [[part.family() for part in (apart.requests, apart.seconds)] for apart in whole._experiments.values()]
+        inflight = self._inflight() + sum(state["inflight"] for state in others)
+        return [
+            *_processes([state["pid"] for state in others]),
+            *(part.family() for part in whole._families),
+            *(_joined(families) for families in zip(*of_experiments, strict=True)),
+            GaugeMetricFamily("slipway_inflight_requests", "Requests taken and not answered.", inflight),
+        ]
+
+    def state(self) -> State:
+        """What is counted so far, for other processes; JSON can say it."""
+        experiments = {name: [part.state() for part in apart.parts] for name, apart in self._experiments.items()}
+        parts = [part.state() for part in self._families]
+        return {"parts": parts, "experiments": experiments, "inflight": self._inflight(), "pid": os.getpid()}
+
+    def whole(self, others: Sequence[State] | None = None) -> Metrics:
+        """What all processes counted together; itself, when there is only one."""
+        others = self.others() if others is None else others
+        if not others:
+            return self
+        total = Metrics(self._labels["model"], self._labels["revision"], lambda: 0)
+        for state in (self.state(), *others):
+            for part, more in zip(total._families, state["parts"], strict=True):
+                part.absorb(more)
+            for name, rows in state["experiments"].items():
+                for part, more in zip(total._experiment(name).parts, rows, strict=True):
+                    part.absorb(more)
+        return total
 
     def experiment(self, name: str, status: int, seconds: float) -> None:
         """Count an answer to a request of an experiment besides; of more names than a route can have, the later ones are not counted."""
+        is_new = name not in self._experiments
+        if is_new and (len(self._experiments) >= MAX_EXPERIMENTS or not _EXPERIMENT.fullmatch(name)):
+            return
+        self._experiment(name).add(status, seconds)
+
+    def _experiment(self, name: str) -> Apart:
         if name not in self._experiments:
-            if len(self._experiments) >= MAX_EXPERIMENTS or not _EXPERIMENT.fullmatch(name):
-                return
             self._experiments[name] = Apart("slipway_experiment", "requests of an experiment", {**self._labels, "experiment": name})
-        self._experiments[name].add(status, seconds)
+        return self._experiments[name]
 
     def set_artifact(self, digest: str, artifact_format: str, precision: str) -> None:
         """Publish which artifact is served."""
@@ -187,6 +257,17 @@ class Metrics:
     def render(self) -> bytes:
         """The scrape answer in the text format."""
         return generate_latest(self.registry)
+
+
+def _processes(others: Sequence[int]) -> list[Metric]:
+    """CPU time, memory and files of this process and the others (ids) together."""
+    families = [*ProcessCollector(registry=None).collect()]
+    for pid in others:
+        for family, more in zip(families, ProcessCollector(registry=None, pid=partial(int, pid)).collect(), strict=False):
+            if family.name not in _PER_PROCESS and family.name == more.name:
+                sample = family.samples[0]
+                family.samples[0] = sample._replace(value=sample.value + more.samples[0].value)
+    return families
 
 
 def _joined(families: Iterable[Metric]) -> Metric:

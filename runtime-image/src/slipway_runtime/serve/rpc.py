@@ -343,8 +343,8 @@ def _no_encoding(outputs: Tensors) -> Any:
     raise NotImplementedError  # of HTTP; a call from here is answered by `encode`
 
 
-async def start(app: App, host: str, port: int, max_bytes: int) -> grpc.aio.Server:
-    """Listen.
+async def start(app: App, host: str, port: int, max_bytes: int, *, is_shared: bool = False) -> grpc.aio.Server:
+    """Listen; `is_shared` when other processes listen on the same port.
 
     Raises:
         Failure: InvalidArguments, the port cannot be had.
@@ -353,7 +353,7 @@ async def start(app: App, host: str, port: int, max_bytes: int) -> grpc.aio.Serv
         ("grpc.max_receive_message_length", max_bytes),
         ("grpc.max_send_message_length", -1),
         ("grpc.max_concurrent_streams", 1024),
-        ("grpc.so_reuseport", 0),
+        ("grpc.so_reuseport", int(is_shared)),
     ]
     server = grpc.aio.server(options=options)
     server.add_generic_rpc_handlers(Rpc(app).handlers())

@@ -18,6 +18,7 @@ from slipway_runtime.reasons import EXIT_CODES, Failure, write_termination
 from slipway_runtime.serve.app import DRAINING, App, AppOptions
 from slipway_runtime.serve.connection import Connection, Hub, Limits
 from slipway_runtime.serve.model import Model
+from slipway_runtime.serve.workers import Place
 
 if TYPE_CHECKING:
     import grpc.aio
@@ -47,12 +48,21 @@ class ServerOptions:
 class Server:
     """One run of the server, on one event loop."""
 
-    def __init__(self, options: ServerOptions, load: Callable[[], Model]) -> None:
-        """Make a server; `load` runs in a thread, once the socket listens, and may raise Failure."""
+    def __init__(self, options: ServerOptions, load: Callable[[], Model], place: Place | None = None) -> None:
+        """Make a server.
+
+        Args:
+            options: where and how.
+            load: runs in a thread, once the socket listens, and may raise Failure.
+            place: among the workers that share the port; None when there are no others.
+        """
         self._options = options
         self._load = load
         self._loop = asyncio.get_running_loop()
         self._app = App(options.app, self._loop)
+        self._place = place
+        if place is not None:
+            self._app.join(place)
         self._hub = Hub(self._app.handle, options.limits, {"x-slipway-revision": options.app.revision})
         self._stop: asyncio.Future[Failure | None] = self._loop.create_future()
         self._loading = True
@@ -66,7 +76,7 @@ class Server:
         Raises:
             Failure: what `load` raised; ModelStuck when it was told to end while a call of the model did not.
         """
-        listener = _listener(self._options.host, self._options.port)
+        listener = _listener(self._options.host, self._options.port, is_shared=self._place is not None)
         for signum in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(signum, self._end, None)
         # The duplicate keeps the socket listening while the loop lets go of it, see _take_rest.
@@ -96,7 +106,8 @@ class Server:
             return None
         from slipway_runtime.serve.rpc import start  # noqa: PLC0415 (20 MB that a pod without gRPC does without)
 
-        return await start(self._app, self._options.host, self._options.grpc_port, self._options.limits.max_body_bytes)
+        options, is_shared = self._options, self._place is not None
+        return await start(self._app, options.host, options.grpc_port, options.limits.max_body_bytes, is_shared=is_shared)
 
     def _connection(self) -> Connection:
         return Connection(self._hub, self._loop)
@@ -112,6 +123,7 @@ class Server:
             await asyncio.sleep(1.0)
             self._hub.tick()
             self._hub.check(self._loop.time())
+            self._app.tell()
 
     def _watch(self) -> None:
         """End the process when the event loop does not come back from a call of the model: it can answer nobody, SIGTERM included."""
@@ -166,6 +178,7 @@ class Server:
         await asyncio.sleep(0.05)
         await self._take_rest(listener)
         await asyncio.gather(self._finish(deadline), rpc_stopped)
+        self._app.tell()
         log.info("drained: %d connections cut off", len(self._hub.connections))
 
     async def _take_rest(self, listener: socket.socket) -> None:
@@ -199,12 +212,12 @@ def abandon(failure: Failure) -> NoReturn:
     os._exit(EXIT_CODES[failure.reason])
 
 
-def _listener(host: str, port: int) -> socket.socket:
+def _listener(host: str, port: int, *, is_shared: bool) -> socket.socket:
     is_any = host in ("", "::") and socket.has_dualstack_ipv6()
     family = socket.AF_INET6 if is_any or ":" in host else socket.AF_INET
     address = host or ("::" if is_any else "0.0.0.0")  # noqa: S104
     try:
-        listener = socket.create_server((address, port), family=family, backlog=BACKLOG, dualstack_ipv6=is_any)
+        listener = socket.create_server((address, port), family=family, backlog=BACKLOG, dualstack_ipv6=is_any, reuse_port=is_shared)
     except OSError as error:
         raise Failure("InvalidArguments", f"cannot listen on {address}:{port}: {error}") from error
     listener.setblocking(False)

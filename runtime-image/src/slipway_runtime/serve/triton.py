@@ -47,6 +47,7 @@ def _tensor(spec: TensorSpec) -> Json:
 
 def statistics(name: str, revision: str, metrics: Metrics) -> Json:
     """Counts and summed nanoseconds since the start."""
+    metrics = metrics.whole()
     failed = sum(count for code, count in metrics.requests.counts.items() if code != 200)
     rows = {
         "success": {"count": metrics.requests.counts.get(200, 0), "ns": nanoseconds(metrics.seconds_buckets)},
