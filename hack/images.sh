@@ -3,7 +3,7 @@
 #   usage: hack/images.sh [NAME...]      names: slipway-registry slipway-operator slipway-runtime slipway-runtime-torch slipway-fake-accelerators (tests)
 #           only when named: slipway-libtorch (compiling its server takes minutes); for tests, slipway-fake-dra-driver slipway-test-envoy-gateway
 #           slipway-test-envoy slipway-test-prometheus-operator slipway-test-config-reloader slipway-test-prometheus
-#           slipway-test-keda slipway-test-keda-adapter slipway-test-metrics-server
+#           slipway-test-keda slipway-test-keda-adapter slipway-test-metrics-server slipway-test-torchserve
 # A tag is the hash of what went in (Dockerfile, lock files, sources, base), so an image already in the registry is not built.
 # SLIPWAY_IMAGE_REGISTRY: where to push instead of the local registry (with SLIPWAY_KUBECONFIG).
 source "$(dirname "$0")/lib.sh"
@@ -30,6 +30,13 @@ libtorch_tag() {
   mapfile -t files < <(cd "$REPO" && find runtime-image/libtorch -type f | LC_ALL=C sort)
   { hash_of "${files[@]}" .dockerignore hack/libtorch-packages.txt hack/requirements-build.txt runtime-image/install.sh runtime-image/requirements-torch.txt
     echo "$BASE"; } | sha256sum | cut -c1-12
+}
+
+torch_tag() { tag_of runtime-image runtime-image/install.sh runtime-image/requirements-torch.txt; }
+
+# TorchServe lies on the layers of the torch image, without what changes with our code: the same for all of its versions would do, the last is there.
+torchserve_tag() {
+  hash_of hack/torchserve/Dockerfile hack/torchserve/requirements.txt runtime-image/install.sh runtime-image/requirements-torch.txt | cut -c1-12
 }
 
 in_registry() { # NAME TAG
@@ -81,7 +88,8 @@ make_image() {
     slipway-registry) tag=$(registry_image); tag=${tag#*:} ;;
     slipway-operator) tag=$(tag_of operator operator/requirements.txt) ;;
     slipway-runtime) tag=$(tag_of runtime-image runtime-image/install.sh runtime-image/requirements.txt) ;;
-    slipway-runtime-torch) tag=$(tag_of runtime-image runtime-image/install.sh runtime-image/requirements-torch.txt) ;;
+    slipway-runtime-torch) tag=$(torch_tag) ;;
+    slipway-test-torchserve) tag=$(torchserve_tag) ;;
     slipway-fake-accelerators) tag=$(static_tag fake-accelerators fake-device-plugin fake-accelerators) ;;
     slipway-fake-dra-driver) tag=$(static_tag fake-dra-driver fake-dra-driver fake-accelerators) ;;
     slipway-test-keda) tag=$(static_tag keda keda-operator monitoring) ;;
@@ -106,6 +114,7 @@ make_image() {
     slipway-runtime) docker_build runtime-image "$REF" ;;
     slipway-runtime-torch) docker_build runtime-image "$REF" --build-arg REQUIREMENTS=requirements-torch.txt ;;
     slipway-libtorch) docker_build runtime-image/libtorch "$REF" ;;
+    slipway-test-torchserve) docker_build hack/torchserve "$REF" --build-arg "TORCH_IMAGE=$TO/slipway-runtime-torch:$(torch_tag)" ;;
     slipway-test-envoy-gateway) build_gateway gateway "$REF" ;;
     slipway-test-envoy) build_gateway envoy "$REF" ;;
     slipway-test-prometheus-operator) build_static prometheus-operator "$REF" monitoring ;;

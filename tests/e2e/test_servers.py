@@ -1,4 +1,4 @@
-"""One model on the Python and on the C++ server, and what users see of servers in trouble: a call that never returns, a full queue."""
+"""One model on the Python server, the C++ server and TorchServe; and servers in trouble: a call that never returns, a full queue."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
-from e2e.kit import MODEL, Cluster, Manifest, Namespace, built, linear, mdep, model_folder, until
+from e2e.kit import MODEL, ROOT, Cluster, Manifest, Namespace, built, linear, mdep, model_folder, until
 
 pytestmark = [pytest.mark.nightly, pytest.mark.slow, pytest.mark.timeout(900)]
 ROWS = [[1.0, 2.0, 3.0, 4.0], [-1.0, 0.5, 0.0, 2.0]]
@@ -26,11 +27,30 @@ def another(cluster: Cluster, base: str, name: str, *arguments: str, **spec: Any
     return {"apiVersion": "slipway.dev/v1alpha1", "kind": "ServingRuntime", "metadata": {"name": name}, "spec": changed}
 
 
+def torchserve(cluster: Cluster, name: str) -> Manifest:
+    """The chart's ServingRuntime for TorchServe, which is off by default, with an image made here."""
+    image = built("slipway-test-torchserve")
+    values = [f"servingRuntimes.torchserve.{setting}" for setting in ("enabled=true", f"image={image}")]
+    words = [
+        "--show-only",
+        "templates/servingruntimes.yaml",
+        "--kube-version",
+        "1.34.0",
+        *(word for value in values for word in ("--set", value)),
+    ]
+    done = cluster.helm("template", "slipway", str(ROOT / "charts/slipway"), *words)
+    assert done.returncode == 0, done.stderr
+    documents = yaml.safe_load_all(yaml.safe_load(done.stdout)["data"]["servingruntimes.yaml"])
+    (found,) = (document for document in documents if document["metadata"]["name"] == "torchserve")
+    return {**found, "metadata": {"name": name}}
+
+
 @pytest.fixture(scope="module")
 def runtimes(slipway: Cluster) -> Iterator[Cluster]:
     """The C++ server's image, and servers that are quick to call a model stuck, or to refuse."""
     made = [
         another(slipway, "libtorch", "zz-libtorch", image=built("slipway-libtorch")),
+        torchserve(slipway, "zz-torchserve"),
         another(slipway, "slipway", "zz-impatient", "--stuck-seconds=3", "--drain-seconds=1"),
         another(slipway, "slipway", "zz-narrow", "--lanes=1", "--queue-size=2"),
     ]
@@ -61,9 +81,18 @@ def ask(url: str, rows: list[list[float]], timeout: float = 30) -> tuple[int, st
         return 0, None
 
 
-def test_one_model_answers_alike_on_both_servers(runtimes: Cluster, namespace: Namespace) -> None:
+def by_torchserve(url: str, model: str, rows: list[list[float]]) -> np.ndarray:
+    """As `Namespace.infer`, on TorchServe's path."""
+    body = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [len(rows), 4], "data": np.ravel(rows).tolist()}]}
+    request = urllib.request.Request(f"{url}/predictions/{model}", json.dumps(body).encode(), {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        output = json.load(answer)["outputs"][0]
+    return np.reshape(output["data"], output["shape"])
+
+
+def test_one_model_answers_alike_on_all_servers(runtimes: Cluster, namespace: Namespace) -> None:
     conversion = {"candidates": [{"target": "TorchScript"}]}
-    by = {"python": "slipway", "cpp": "zz-libtorch"}
+    by = {"python": "slipway", "cpp": "zz-libtorch", "java": "zz-torchserve"}
     namespace.apply(
         model_folder("v1"),
         *(mdep(name, "configmap://v1", conversion=conversion, serving={"runtime": runtime}) for name, runtime in by.items()),
@@ -72,10 +101,11 @@ def test_one_model_answers_alike_on_both_servers(runtimes: Cluster, namespace: N
     for name in by:
         namespace.wait_ready(name)
         with namespace.cluster.forward(namespace.name, f"service/{name}", 80) as url:
-            answers[name] = namespace.infer(url, name, ROWS)
-    assert len(namespace.items("mart")) == 1, "one conversion serves both"
-    np.testing.assert_allclose(answers["cpp"], answers["python"], rtol=1e-6)
-    np.testing.assert_allclose(answers["cpp"], linear(ROWS), rtol=1e-5)
+            answers[name] = (by_torchserve if name == "java" else namespace.infer)(url, name, ROWS)
+    assert len(namespace.items("mart")) == 1, "one conversion serves all"
+    for other in ("cpp", "java"):
+        np.testing.assert_allclose(answers[other], answers["python"], rtol=1e-6)
+    np.testing.assert_allclose(answers["python"], linear(ROWS), rtol=1e-5)
 
 
 @pytest.mark.parametrize("pause", [0.0, 0.02], ids=["on the event loop", "in a lane"])
