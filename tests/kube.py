@@ -149,7 +149,7 @@ class Kube:
         name = (group.get("metadata") or {}).get("name")
         version = group["versions"][0]
         base = f"{root}/{name}/{version['version']}" if name else f"{root}/{version['version']}"
-        for found in version["resources"]:
+        for found in version.get("resources", ()):  # an API of another server, such as metrics, has none until that server answers
             resource = Resource(base, found["resource"], found["scope"] == "Namespaced")
             words = {found["resource"], found["singularResource"], found["responseKind"]["kind"].lower(), *(found.get("shortNames") or ())}
             for word in words | ({f"{found['resource']}.{name}", f"{found['singularResource']}.{name}"} if name else set()):
