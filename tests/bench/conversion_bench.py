@@ -234,7 +234,8 @@ have no favourite among their classes; so no agreement of classes is asked of th
 - **error** is the largest difference from the source in eager Float32, over all samples and outputs; the limit is 1e-3 for Float32,
   and a share of the source's largest output below that (docs/design/0003-conversion.md).
 - **p50** and **rows/s** are of the server's own backend: one sample, and the best of batches of 1, 8 and 32. **build** is the time and
-  the peak memory of the conversion.
+  the peak memory of the conversion. Other work ran on the machine meanwhile: compare speeds within a model, and hold small differences
+  for noise; verdicts and errors do not depend on it.
 - `None` is the source in the server: torch in eager mode, which every other form is measured against.
 """
 COLUMNS = ("target", "precision", "verdict", "error", "cosine", "size", "p50", "rows/s", "load", "memory", "build")

@@ -54,8 +54,9 @@ def test_pods_deleted_one_by_one_under_load_lose_no_request(namespace: Namespace
         return bool(namespace.get("deployment", revision)["status"].get("readyReplicas") == 2)
 
     while time.monotonic() - begin < 60:
-        oldest = min(namespace.items("pods", "-l", f"slipway.dev/revision={revision}"), key=lambda p: p["metadata"]["creationTimestamp"])
-        namespace.kubectl("delete", "pod", oldest["metadata"]["name"], "--wait=false")
+        there = [pod["metadata"] for pod in namespace.items("pods", "-l", f"slipway.dev/revision={revision}")]
+        oldest = min((pod for pod in there if "deletionTimestamp" not in pod), key=lambda pod: pod["creationTimestamp"])
+        namespace.kubectl("delete", "pod", oldest["name"], "--wait=false")
         deleted += 1
         time.sleep(2)
         until(is_whole, PATIENCE, lambda: namespace.explain("tiny"))
