@@ -192,6 +192,35 @@ def test_calibration_methods(pipeline, source, target, method):
     assert 0 < float(last.message["candidates"][0]["maxAbsoluteError"]) < 1
 
 
+RESIDUAL = """
+import torch
+from torch import nn
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.relu = nn.Conv2d(2, 2, 3, padding=1), nn.Conv2d(2, 2, 3, padding=1), nn.ReLU()
+    def forward(self, x):
+        return self.relu(self.second(self.relu(self.first(x))) + x)
+
+def build():
+    torch.manual_seed(0)
+    return Block()
+"""
+
+
+def test_a_residual_block_that_calls_its_relu_twice_becomes_int8(pipeline, source):
+    shape = ["batch", 2, 8, 8]
+    signature = {side: [{"name": name, "dtype": "float32", "shape": shape}] for side, name in (("inputs", "x"), ("outputs", "y"))}
+    spec = {"model": source(RESIDUAL), "signature": signature}
+    calibration = calibrated(pipeline, "x", (40, 2, 8, 8))
+    conversion = {"candidates": [{"target": "ExportedProgram", "precision": "Int8Static"}], "calibration": calibration}
+    validation = {"minTop1AgreementPercent": 0, "maxAbsoluteError": "0.2"}
+    last = pipeline.run({**spec, "conversion": conversion | {"validation": validation}})
+    assert last.reason == "Published", last.log
+    assert 0 < float(last.message["candidates"][0]["maxAbsoluteError"]) < 0.2
+
+
 @pytest.mark.nightly
 def test_two_dynamic_dims_and_a_dict_of_outputs(pipeline, source):
     spec = {"model": source(ENCODER), "signature": ENCODER_SIGNATURE}

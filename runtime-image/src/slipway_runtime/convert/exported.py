@@ -23,6 +23,8 @@ log = logging.getLogger("slipway")
 # "length = Dim('length', max=512)": what torch.export suggests for a dim that the model bounds
 _BOUND = re.compile(r"(\w+) = Dim\('\w+'(?:, min=(\d+))?(?:, max=(\d+))?\)")
 
+_CALLED_TWICE = "more than one output node"  # of a partition, in torchao's words
+
 Example = tuple[torch.Tensor, ...]
 
 
@@ -37,21 +39,36 @@ def exported(job: Job) -> tuple[torch.export.ExportedProgram, Example]:
     module = cast(flattened(module, example, job.signature), job.wanted.precision, job.signature)
     program = _exported(module, example, job)
     if job.wanted.precision in INT8:
-        program = _exported(quantized(program.module(), job), example, job)
+        program = _exported(_int8(module, program, example, job), example, job)
     _check_dynamic(program, job)
     return program, example
 
 
-def _exported(module: torch.nn.Module, example: Example, job: Job) -> torch.export.ExportedProgram:
+def _int8(module: torch.nn.Module, program: torch.export.ExportedProgram, example: Example, job: Job) -> torch.nn.Module:
+    """The module's program, quantized.
+
+    The calls of one module at several places, as of the ReLU in each block of a ResNet, torchao takes for one, and gives up. Only in a
+    strict export does each stand by itself; that is slower and takes less of Python, so it comes second. Source: pytorch/ao issue 4478.
+    """
     try:
-        return program_of(module, example, job.signature)
+        return quantized(program.module(), job)
+    except Failure as failure:
+        if _CALLED_TWICE not in failure.message:
+            raise
+        log.info("a module is called at several places; exporting strictly, which keeps the calls apart")
+        return quantized(_exported(module, example, job, strict=True).module(), job)
+
+
+def _exported(module: torch.nn.Module, example: Example, job: Job, *, strict: bool = False) -> torch.export.ExportedProgram:
+    try:
+        return program_of(module, example, job.signature, strict=strict)
     except Exception as error:
         if is_out_of_memory(error):
             raise
         raise export_finding(error, job.source, "torch.export") from error
 
 
-def program_of(module: torch.nn.Module, example: Example, signature: Signature) -> torch.export.ExportedProgram:
+def program_of(module: torch.nn.Module, example: Example, signature: Signature, *, strict: bool = False) -> torch.export.ExportedProgram:
     """Return torch.export's program with the named dims dynamic, as torch.onnx.export makes one.
 
     An LSTM and a GRU stay whole: by itself torch.export writes their steps out one by one, and so freezes a dynamic length. What it
@@ -63,7 +80,8 @@ def program_of(module: torch.nn.Module, example: Example, signature: Signature) 
     """
 
     def export(shapes: object) -> torch.export.ExportedProgram:
-        return torch.export.export(module, example, dynamic_shapes=shapes, prefer_deferred_runtime_asserts_over_guards=True)
+        options = {"strict": strict, "prefer_deferred_runtime_asserts_over_guards": True}
+        return torch.export.export(module, example, dynamic_shapes=shapes, **options)
 
     shapes = shape_argument(module, signature)
     with (
