@@ -207,7 +207,7 @@ PEERS = {
     for peer in (
         Peer("bare", _BOTH, _bare),
         Peer("slipway", _BOTH, _slipway(), grpc=1),
-        Peer("slipway, batching", _BOTH, _slipway("--max-batch-size", "32", "--max-delay", "1ms"), grpc=1),
+        Peer("slipway batching", _BOTH, _slipway("--max-batch-size", "32", "--max-delay", "1ms"), grpc=1),
         Peer("triton", _BOTH, _triton, grpc=1),
         Peer("mlserver", {"json": INFER}, _mlserver, lock=True, grpc=1),
         Peer("kserve", _BOTH, _kserve, lock=True, grpc=1),
