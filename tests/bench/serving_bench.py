@@ -2,7 +2,7 @@
 
     make bench-serving          all of it (an hour; on a quiet machine)
     serving_bench.py run        appends rows to docs/benchmarks/serving.jsonl; --peers, --models, --connections, --seconds, --rounds choose
-    serving_bench.py report     writes docs/benchmarks/serving.md from it
+    serving_bench.py report     writes docs/benchmarks/serving.md and serving.svg from it
 
 Peers take turns within each round, so that a busy machine is busy for all. Every answer is held against onnxruntime in this process first;
 the load is one thread of `wrk`, or `ghz` for gRPC. A peer that cannot be installed or started, or answers wrongly, is a row that says so.
@@ -480,6 +480,36 @@ def start_table(results: Results, model: str) -> list[str]:
     )
 
 
+COLOURS = {"json": "#4477aa", "plain": "#88bbdd", "binary": "#228833", GRPC: "#ccbb44"}
+BAR, PANEL, LABEL = 14, 330, 150  # pixels: of a bar with its gap, across a panel, and for the names before it
+
+
+def chart(results: Results, connections: int) -> str:
+    """Requests a second by server and body, a panel a model, as SVG: bars of the median, a line from the least to the largest round."""
+    models = [model for model in MODELS if any(key[0] == model and key[3] == connections for key in results.cells)]
+    keys = {model: [key for key in results.cells if key[0] == model and key[3] == connections] for model in models}
+    height, width = 60 + BAR * max(map(len, keys.values())), 20 + PANEL * len(models)
+    parts = [f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" font-family="sans-serif" font-size="11">']
+    parts.append('<rect width="100%" height="100%" fill="white"/>')
+    for panel, model in enumerate(models):
+        left = 10 + panel * PANEL + LABEL
+        scale = (PANEL - LABEL - 60) / max(max(results.figures(key, "rps")) for key in keys[model])
+        parts.append(_text(left - LABEL, 20, f"{model}: requests/s, {connections} connections", weight="bold"))
+        for row, key in enumerate(sorted(keys[model], key=lambda key: -statistics.median(results.figures(key, "rps")))):
+            values, y = results.figures(key, "rps"), 30 + row * BAR
+            middle = statistics.median(values)
+            parts.append(_text(left - 4, y + 9, f"{key[1]}, {key[2]}", anchor="end"))
+            parts.append(f'<rect x="{left}" y="{y}" width="{middle * scale:.1f}" height="{BAR - 4}" fill="{COLOURS[key[2]]}"/>')
+            ends = f'x1="{left + min(values) * scale:.1f}" x2="{left + max(values) * scale:.1f}"'
+            parts.append(f'<line {ends} y1="{y + 5}" y2="{y + 5}" stroke="black"/>')
+            parts.append(_text(left + max(values) * scale + 4, y + 9, f"{middle:,.0f}"))
+    return "\n".join([*parts, "</svg>", ""])
+
+
+def _text(x: float, y: float, words: str, anchor: str = "start", weight: str = "normal") -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-weight="{weight}">{words}</text>'
+
+
 def report(_: argparse.Namespace) -> None:
     """Write the page."""
     results = Results([json.loads(line) for line in ROWS.read_text().splitlines()])
@@ -496,6 +526,8 @@ def report(_: argparse.Namespace) -> None:
         "answers, without limits, checks or metrics. CPU and memory are those of all processes of a server; memory is",
         "the most after any load.",
         f"Others used up to {max(foreign, default=0):.0%} of the machine meanwhile.",
+        "",
+        "![Requests a second of each server with 64 connections](serving.svg)",
         "",
         "## Targets",
         "The bars were set on two quiet cores on which the MLP alone makes 129,000 calls a second, and ResNet-18 713 in two threads; what",
@@ -515,6 +547,7 @@ def report(_: argparse.Namespace) -> None:
         bare = f"The model alone in a process, {2 if model == 'resnet18' else 1} thread(s): {spread(results.limits[model], 0)} calls/s."
         text += ["", f"## {titles[model]}", bare, "", *peer_table(results, model), "", *start_table(results, model)]
     PAGE.write_text("\n".join([*text, ""]))
+    PAGE.with_suffix(".svg").write_text(chart(results, 64))
 
 
 def main() -> None:
