@@ -36,7 +36,8 @@ torch_tag() { tag_of runtime-image runtime-image/install.sh runtime-image/requir
 
 # TorchServe lies on the torch image's layers, but uses none of our code in it: another version of that is no reason to build it anew.
 torchserve_tag() {
-  hash_of hack/torchserve/Dockerfile hack/torchserve/requirements.txt runtime-image/install.sh runtime-image/requirements-torch.txt | cut -c1-12
+  { hash_of hack/torchserve/Dockerfile hack/torchserve/requirements.txt hack/requirements-build.txt runtime-image/install.sh runtime-image/requirements-torch.txt
+    echo "$BASE"; } | sha256sum | cut -c1-12
 }
 
 in_registry() { # NAME TAG
@@ -74,19 +75,17 @@ build_gateway() { # TARGET REF
 }
 
 build_torchserve() { # REF
-  local dir=$BUILD/torchserve-context args=()
-  [ -z "$BASE" ] || args+=(--build-arg SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt --build-arg PIP_CERT=/etc/ssl/certs/ca-certificates.crt)
+  local dir=$BUILD/torchserve-context
   rm -rf "$dir"; mkdir -p "$dir"
   cp "$HACK/torchserve/"{Dockerfile,requirements.txt} "$HACK/requirements-build.txt" "$REPO/runtime-image/install.sh" "$dir/"
-  docker build --network host -t "$1" --build-arg "TORCH_IMAGE=$TO/slipway-runtime-torch:$(torch_tag)" "${args[@]}" "$dir" >"$BUILD/build-torchserve.log" 2>&1 ||
+  docker build --network host -t "$1" --build-arg "TORCH_IMAGE=$TO/slipway-runtime-torch:$(torch_tag)" "${CERTIFICATES[@]}" "$dir" >"$BUILD/build-torchserve.log" 2>&1 ||
     { tail -20 "$BUILD/build-torchserve.log" >&2; die "docker build of $1 failed"; }
   rm -rf "$dir"
 }
 
 docker_build() { # FOLDER REF ARG...
   local folder=$1 ref=$2 args=(); shift 2
-  [ -z "$BASE" ] || args+=(--build-arg "BASE_IMAGE=$BASE" --build-arg SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt
-    --build-arg PIP_CERT=/etc/ssl/certs/ca-certificates.crt)
+  [ -z "$BASE" ] || args+=(--build-arg "BASE_IMAGE=$BASE" "${CERTIFICATES[@]}")
   docker build --network host -t "$ref" -f "$REPO/$folder/Dockerfile" "${args[@]}" "$@" "$REPO" >"$BUILD/build-${folder//\//-}.log" 2>&1 ||
     { tail -20 "$BUILD/build-${folder//\//-}.log" >&2; die "docker build of $ref failed"; }
 }
@@ -160,6 +159,8 @@ main() {
   use_engine
   [ -n "${SLIPWAY_IMAGE_REGISTRY:-}" ] || registry_up
   BASE=$("$HACK/base-image.sh")
+  CERTIFICATES=()  # those of the host lie in a base image that was put together here
+  [ -z "$BASE" ] || CERTIFICATES=(--build-arg SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt --build-arg PIP_CERT=/etc/ssl/certs/ca-certificates.crt)
   for name; do
     from=$SECONDS; make_image "$name"
     table+=$(printf '%-22s %-13s %10s %10s %5ds' "$name" "${REF##*:}" "$(size_of "$REF")" "$(pull_size_of "$name" "${REF##*:}")" $((SECONDS - from)))$'\n'

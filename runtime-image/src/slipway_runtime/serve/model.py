@@ -213,7 +213,7 @@ def _rows_are_independent(backend: Backend, sample: Tensors, artifact: Artifact)
     except Exception as error:
         log.warning("batching is off: a batch of two failed: %s: %s", type(error).__name__, error)
         return False
-    limit = float(artifact.golden.max_absolute_error) if artifact.golden is not None else 1e-3
+    limit = _tolerance(artifact)
     for name, array in together.items():
         want = np.concatenate([part[name] for part in alone]) if alone[0][name].ndim else None
         if want is None or array.shape != want.shape or not _close(array, want, limit):
@@ -229,7 +229,7 @@ def proven_padding(backend: Backend, artifact: Artifact) -> Padding | None:
         return None
     joiner, long = Joiner(padding, backend.empty), _long_sample(artifact, padding)
     lengths = padding.lengths(long)
-    limit = float(artifact.golden.max_absolute_error) if artifact.golden is not None else 1e-3
+    limit = _tolerance(artifact)
     for shorter in ({name: size - 1 for name, size in lengths.items()}, {name: size // 2 for name, size in lengths.items()}):
         short = padding.shortened(long, shorter)
         pair = [long, short]
@@ -268,6 +268,11 @@ def _long_sample(artifact: Artifact, padding: Padding) -> Tensors:
             short = sample[name].shape[axis]
             sample[name] = np.concatenate([sample[name]] * -(-4 // short), axis) if short < 4 else sample[name]
     return sample
+
+
+def _tolerance(artifact: Artifact) -> float:
+    """By how much two answers to one question may differ."""
+    return float(artifact.golden.max_absolute_error) if artifact.golden is not None else 1e-3
 
 
 def _close(got: np.ndarray, want: np.ndarray, limit: float) -> bool:

@@ -60,7 +60,7 @@ class Server:
         self._load = load
         self._loop = asyncio.get_running_loop()
         self._app = App(options.app, self._loop)
-        self._place = place
+        self._is_shared = place is not None
         if place is not None:
             self._app.join(place)
         self._hub = Hub(self._app.handle, options.limits, {"x-slipway-revision": options.app.revision})
@@ -76,7 +76,7 @@ class Server:
         Raises:
             Failure: what `load` raised; ModelStuck when it was told to end while a call of the model did not.
         """
-        listener = _listener(self._options.host, self._options.port, is_shared=self._place is not None)
+        listener = _listener(self._options.host, self._options.port, is_shared=self._is_shared)
         for signum in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(signum, self._end, None)
         # The duplicate keeps the socket listening while the loop lets go of it, see _take_rest.
@@ -106,8 +106,8 @@ class Server:
             return None
         from slipway_runtime.serve.rpc import start  # noqa: PLC0415 (20 MB that a pod without gRPC does without)
 
-        options, is_shared = self._options, self._place is not None
-        return await start(self._app, options.host, options.grpc_port, options.limits.max_body_bytes, is_shared=is_shared)
+        options = self._options
+        return await start(self._app, options.host, options.grpc_port, options.limits.max_body_bytes, is_shared=self._is_shared)
 
     def _connection(self) -> Connection:
         return Connection(self._hub, self._loop)

@@ -91,7 +91,7 @@ def run_workers(count: int, work: Callable[[int], int]) -> int:
         work: what a worker does, given its number; returns its exit code. No thread may run when this is called.
 
     Returns:
-        The first exit code of a worker that was not 0, else 0; 128 and the signal's number for one that was killed.
+        The first exit code of a worker that was not 0, else 0; for one that was killed that of InternalError, with a termination message.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # they are waited for below, so that none is lost and none interrupts
     running = {_forked(number, work, before) for number in range(count)}

@@ -13,7 +13,6 @@ from slipway_runtime.serve.padding import Joiner, Padding
 from unit.runtime.serve.artifacts import text_draft, write
 
 IDS, MASK = TensorSpec("ids", "int64", ("n", "words"), 7), TensorSpec("mask", "bool", ("n", "words"), 0)
-IMAGE = TensorSpec("image", "float32", ("n", "words", 2, "height"))
 EACH, MEAN = TensorSpec("each", "float32", ("n", "words")), TensorSpec("mean", "float32", ("n",))
 TEXT = Signature((IDS, MASK), (MEAN, EACH))
 

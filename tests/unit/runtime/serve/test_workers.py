@@ -78,12 +78,16 @@ def test_when_one_ends_all_end_and_the_code_is_its(work, code, reason, tmp_path)
     assert reason is None or reason in message.read_text()
 
 
-def test_sigterm_reaches_all():
-    process = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT.format(work="pass")], env={"PYTHONPATH": ":".join(sys.path)}, stdout=subprocess.PIPE, text=True
-    )
+def begun(script: str, lines: int) -> tuple[subprocess.Popen[str], list[str]]:
+    """The script, when it has printed so many lines."""
+    process = subprocess.Popen([sys.executable, "-c", script], env={"PYTHONPATH": ":".join(sys.path)}, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
-    assert sorted(process.stdout.readline() for _ in range(3)) == [f"{number} works\n" for number in range(3)]
+    return process, [process.stdout.readline() for _ in range(lines)]
+
+
+def test_sigterm_reaches_all():
+    process, lines = begun(SCRIPT.format(work="pass"), 3)
+    assert sorted(lines) == [f"{number} works\n" for number in range(3)]
     process.terminate()
     assert process.wait(60) == 0
     assert sorted(process.stdout) == [f"{number} ends\n" for number in range(3)]
@@ -91,26 +95,14 @@ def test_sigterm_reaches_all():
 
 def test_one_that_is_told_to_end_before_it_listens_has_not_failed():
     deaf = SCRIPT.replace("signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))", "")
-    process = subprocess.Popen(
-        [sys.executable, "-c", deaf.format(work="pass")], env={"PYTHONPATH": ":".join(sys.path)}, stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    for _ in range(3):
-        process.stdout.readline()
+    process, _ = begun(deaf.format(work="pass"), 3)
     process.terminate()
     assert process.wait(60) == 0
 
 
 def test_none_outlives_the_one_that_forked():
-    process = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT.format(work="print(os.getpid(), flush=True)")],
-        env={"PYTHONPATH": ":".join(sys.path)},
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    lines = [process.stdout.readline().strip() for _ in range(6)]
-    pids = [line for line in lines if line.isdigit()]
+    process, lines = begun(SCRIPT.format(work="print(os.getpid(), flush=True)"), 6)
+    pids = [line.strip() for line in lines if line.strip().isdigit()]
     process.kill()
     process.wait(60)
     assert process.stdout.read() == "", "it ends when the last of them has closed it"
