@@ -17,7 +17,7 @@ help: ## What the targets do
 
 ##@ Work
 .PHONY: setup lint type unit integration e2e nightly test
-SETUP_INPUTS := hack/requirements-dev.txt hack/requirements-build.txt operator/pyproject.toml runtime-image/pyproject.toml
+SETUP_INPUTS := hack/requirements-dev.txt hack/requirements-build.txt operator/pyproject.toml runtime-image/pyproject.toml $(shell find runtime-image/http2 -type f)
 setup: .venv/.stamp ## The virtual environment, from the hashed lock file
 .venv/.stamp: $(SETUP_INPUTS) hack/setup.sh
 	@hack/setup.sh
@@ -46,7 +46,7 @@ e2e: setup cluster images ## On the kind cluster
 	$(V)/python -m pytest tests/e2e -m 'not nightly and last' $(PYTEST_ARGS)
 
 nightly: setup libtorch cluster images ## What takes too long for every change: the LibTorch server and its sanitizers, other systems' clients, bad canaries, every precision
-	@hack/tools.sh kubernetes registry registry-gc helm versitygw fake-gcs-server gateway-api
+	@hack/tools.sh kubernetes registry registry-gc helm versitygw fake-gcs-server gateway-api grpc-conformance
 	$(V)/python -m pytest tests/unit tests/integration -m nightly --timeout=1800 $(PYTEST_ARGS)
 	$(V)/python -m pytest tests/e2e -m nightly $(PYTEST_ARGS)
 

@@ -1,8 +1,10 @@
 #!/bin/bash
-# The virtual environment .venv: packages of the hashed lock file, the two projects editable. uv comes from PyPI when missing.
+# The virtual environment .venv: packages of the hashed lock file, the two projects editable, slipway_http2 compiled. uv comes from PyPI
+# when missing.
 source "$(dirname "$0")/lib.sh"
 cd "$REPO"
-STAMP=$(hash_of hack/requirements-dev.txt hack/requirements-build.txt operator/pyproject.toml runtime-image/pyproject.toml)
+mapfile -t HTTP2 < <(find runtime-image/http2 -type f ! -path '*/__pycache__/*' | LC_ALL=C sort)
+STAMP=$(hash_of hack/requirements-dev.txt hack/requirements-build.txt operator/pyproject.toml runtime-image/pyproject.toml "${HTTP2[@]}")
 [ "$(cat .venv/.stamp 2>/dev/null)" != "$STAMP" ] || { touch .venv/.stamp; exit 0; }
 
 find_uv() {
@@ -15,11 +17,27 @@ find_uv() {
   echo "$tools/bin/uv"
 }
 
+# http2_wheel UV: compiles slipway_http2 once per content and Python; sets WHEEL
+http2_wheel() {
+  local python headers folder
+  python=$(.venv/bin/python -c 'import sys, sysconfig; print(sys.version, sysconfig.get_path("include"))')
+  headers=${python##* }
+  folder=$CACHE/http2-$( { hash_of "${HTTP2[@]}"; echo "$python"; } | sha256sum | cut -c1-12)
+  if ! compgen -G "$folder/*.whl" >/dev/null; then
+    # shellcheck disable=SC2046
+    apt_install $(sed 's/#.*//' runtime-image/http2/packages.txt) $([ -e "$headers/Python.h" ] || echo python3-dev)
+    runtime-image/http2/build.sh "$PWD/.venv/bin/python" "$1" "$folder"
+  fi
+  WHEEL=$(compgen -G "$folder/*.whl")
+}
+
 setup() {
   local uv; uv=$(find_uv)
   [ -x .venv/bin/python ] || "$uv" venv -q --python '>=3.11,<3.14' .venv
   "$uv" pip sync -q --python .venv/bin/python --require-hashes hack/requirements-dev.txt
   "$uv" pip install -q --python .venv/bin/python --no-deps --no-build-isolation -e operator -e runtime-image
+  http2_wheel "$uv"
+  "$uv" pip install -q --python .venv/bin/python --no-deps --no-index --reinstall "$WHEEL"
   echo "$STAMP" >.venv/.stamp
 }
 timed "virtual environment" setup

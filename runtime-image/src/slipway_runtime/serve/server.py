@@ -21,7 +21,7 @@ from slipway_runtime.serve.model import Model
 from slipway_runtime.serve.workers import Place
 
 if TYPE_CHECKING:
-    import grpc.aio
+    from slipway_runtime.serve.calls import Port
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +43,19 @@ class ServerOptions:
     drain_seconds: float
     limits: Limits
     app: AppOptions
+
+
+@dataclass(frozen=True, slots=True)
+class _Door:
+    """A port: what the loop accepts from, a duplicate of its socket, and what makes a new client's protocol object."""
+
+    server: asyncio.Server
+    listener: socket.socket
+    client: Callable[[], asyncio.BaseProtocol]
+
+    @property
+    def number(self) -> int:
+        return int(self.listener.getsockname()[1])
 
 
 class Server:
@@ -76,22 +89,23 @@ class Server:
         Raises:
             Failure: what `load` raised; ModelStuck when it was told to end while a call of the model did not.
         """
-        listener = _listener(self._options.host, self._options.port, is_shared=self._is_shared)
         for signum in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(signum, self._end, None)
-        # The duplicate keeps the socket listening while the loop lets go of it, see _take_rest.
-        duplicate = listener.dup()
-        server = await self._loop.create_server(self._connection, sock=listener)
-        log.info("listening on port %d", duplicate.getsockname()[1])
-        self._rpc = await self._start_rpc()
+        door = await self._open(self._options.port, self._connection)
+        log.info("listening on port %d", door.number)
+        doors = [door]
+        self._rpc = self._rpc_port()
+        if self._rpc is not None:
+            doors.append(await self._open(self._options.grpc_port, self._rpc.connection))
+            log.info("gRPC on port %d", doors[-1].number)
         ticker = self._loop.create_task(self._tick())
         threading.Thread(target=self._load_model, name="load", daemon=True).start()
         threading.Thread(target=self._watch, name="watch", daemon=True).start()
         failure = await self._stop
         if failure is None:
-            await self._drain(server, duplicate)
+            await self._drain(doors)
         elif self._rpc is not None:
-            await self._rpc.stop(0)
+            self._rpc.abort()
         ticker.cancel()
         is_live, why = self._app.is_live()
         if failure is None and not is_live:
@@ -101,13 +115,20 @@ class Server:
             raise failure
         return ended
 
-    async def _start_rpc(self) -> grpc.aio.Server | None:
+    async def _open(self, port: int, client: Callable[[], asyncio.BaseProtocol]) -> _Door:
+        listener = _listener(self._options.host, port, is_shared=self._is_shared)
+        # The duplicate keeps the socket listening while the loop lets go of it, see _take_rest.
+        duplicate = listener.dup()
+        return _Door(await self._loop.create_server(client, sock=listener), duplicate, client)
+
+    def _rpc_port(self) -> Port | None:
         if not self._options.grpc_port:
             return None
-        from slipway_runtime.serve.rpc import start  # noqa: PLC0415 (20 MB that a pod without gRPC does without)
-
-        options = self._options
-        return await start(self._app, options.host, options.grpc_port, options.limits.max_body_bytes, is_shared=self._is_shared)
+        try:
+            from slipway_runtime.serve.rpc import port_of  # noqa: PLC0415 (a pod without gRPC does without protobuf)
+        except ImportError as error:
+            raise Failure("InvalidArguments", f"--grpc-port needs slipway_http2 (runtime-image/http2): {error}") from error
+        return port_of(self._app, self._options.limits, self._loop)
 
     def _connection(self) -> Connection:
         return Connection(self._hub, self._loop)
@@ -123,6 +144,8 @@ class Server:
             await asyncio.sleep(1.0)
             self._hub.tick()
             self._hub.check(self._loop.time())
+            if self._rpc is not None:
+                self._rpc.check(self._loop.time())
             self._app.tell()
 
     def _watch(self) -> None:
@@ -162,7 +185,7 @@ class Server:
 
     # --- drain ----------------------------------------------------------------------------------------------------
 
-    async def _drain(self, server: asyncio.Server, listener: socket.socket) -> None:
+    async def _drain(self, doors: list[_Door]) -> None:
         """Turn unready, go on answering with `Connection: close`, and end when nobody waits for an answer."""
         log.info("draining: %d connections, %d requests", len(self._hub.connections), self._app.inflight)
         self._app.phase = DRAINING
@@ -172,27 +195,27 @@ class Server:
         # Endpoints, kube-proxy and gateways learn of the unready pod only after a while; until then new clients come.
         if self._app.model is not None:
             await asyncio.sleep(self._options.drain_seconds)
-        # gRPC tells its clients to go elsewhere and waits for the calls in flight.
-        rpc_stopped = self._rpc.stop(deadline - self._loop.time()) if self._rpc is not None else asyncio.sleep(0)
-        server.close()
+        for door in doors:
+            door.server.close()
         await asyncio.sleep(0.05)
-        await self._take_rest(listener)
-        await asyncio.gather(self._finish(deadline), rpc_stopped)
+        for door in doors:
+            await self._take_rest(door)
+        await asyncio.gather(self._finish(deadline), self._rpc.drain(deadline) if self._rpc is not None else asyncio.sleep(0))
         self._app.tell()
         log.info("drained: %d connections cut off", len(self._hub.connections))
 
-    async def _take_rest(self, listener: socket.socket) -> None:
+    async def _take_rest(self, door: _Door) -> None:
         """Accept what the kernel has queued; closing a listener would reset those clients."""
         accepted = []
-        listener.setblocking(False)
+        door.listener.setblocking(False)
         try:
             while True:
-                accepted.append(listener.accept()[0])
+                accepted.append(door.listener.accept()[0])
         except OSError:
-            listener.close()
+            door.listener.close()
         for client in accepted:
             client.setblocking(False)
-            await self._loop.connect_accepted_socket(self._connection, client)
+            await self._loop.connect_accepted_socket(door.client, client)
 
     async def _finish(self, deadline: float) -> None:
         fresh_until = self._loop.time() + FRESH_SECONDS

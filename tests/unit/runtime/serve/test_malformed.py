@@ -16,7 +16,7 @@ from slipway_runtime.serve.connection import Connection, Hub, Limits
 from slipway_runtime.serve.messages import HttpError, Response
 from slipway_runtime.serve.predict import decode_npy, decode_plain, is_npy
 from slipway_runtime.serve.protocol import Codec
-from slipway_runtime.serve.rpc import decode
+from slipway_runtime.serve.rpc_codec import RpcCodec
 from unit.runtime.serve.test_connection import Wire, post
 
 SIGNATURE = Signature(
@@ -94,6 +94,23 @@ def is_right(tensors, signature=SIGNATURE):
     return [array.ndim for array in tensors.values()] and all(tensors[spec.name].shape[0] >= 1 for spec in signature.inputs)
 
 
+def same(one, other):
+    """Whether two readings of a request are equal, to the bit."""
+    arrays = [
+        [
+            (name, array.dtype, array.shape, array.tolist() if array.dtype == object else array.tobytes())
+            for name, array in asked.inputs.items()
+        ]
+        for asked in (one, other)
+    ]
+    return arrays[0] == arrays[1] and (list(one.outputs), one.id, one.timeout, one.priority) == (
+        list(other.outputs),
+        other.id,
+        other.timeout,
+        other.priority,
+    )
+
+
 def counted(attempts, attempt):
     """Run `attempt` so often; returns how many were read and how many refused."""
     read = refused = 0
@@ -139,7 +156,7 @@ def test_binary():
 
 
 def test_grpc():
-    codec, request_type = Codec(SIGNATURE, "m", "r"), oip.message("ModelInferRequest")
+    codec, request_type = RpcCodec(Codec(SIGNATURE, "m", "r")), oip.message("ModelInferRequest")
     request = request_type(model_name="m", raw_input_contents=RAW)
     for item in JSON_ITEMS:
         request.inputs.add(name=item["name"], datatype=item["datatype"], shape=item["shape"])
@@ -148,13 +165,18 @@ def test_grpc():
 
     def attempt(random_):
         nonlocal damaged
+        body = mutated_bytes(data, random_)
         try:
-            message = request_type.FromString(mutated_bytes(data, random_))
+            message = request_type.FromString(body)
         except Exception as error:
             assert type(error).__name__ == "DecodeError"  # noqa: PT017 (counted, not expected)
             damaged += 1
+            assert codec.known(body) is None
             return True
-        return is_right(decode(message, codec).inputs)
+        asked, known = RpcCodec(Codec(SIGNATURE, "m", "r")).decode(body, message), codec.known(body)
+        codec.decode(body, message)
+        assert known is None or same(known, asked)
+        return is_right(asked.inputs)
 
     read, refused = counted(20_000, attempt)
     assert damaged > 100

@@ -1,0 +1,8 @@
+"""gRPC's transport, server side, without sockets: bytes in, events out.
+
+HTTP/2 (RFC 9113) is libnghttp2's; the five bytes before each message are gRPC's (its PROTOCOL-HTTP2.md).
+"""
+
+from slipway_http2._session import CALL, CLOSED, COMPRESSED, DRAINED, END, MESSAGE, REFUSED, ProtocolError, Session
+
+__all__ = ["CALL", "CLOSED", "COMPRESSED", "DRAINED", "END", "MESSAGE", "REFUSED", "ProtocolError", "Session"]
