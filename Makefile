@@ -75,7 +75,7 @@ images: ## Builds and pushes the images that changed: build/images.env
 	@hack/images.sh
 
 ##@ Generate
-.PHONY: generate verify bench bench-conversion bench-rollouts bench-serving clean
+.PHONY: generate verify bench bench-attacks bench-conversion bench-rollouts bench-serving clean
 OIP := runtime-image/src/slipway_runtime/serve/oip
 GENERATED := crds charts/slipway/files/crds docs/reference $(OIP).binpb
 generate: setup ## CRDs and reference pages from the models, and the compiled protocol
@@ -95,6 +95,10 @@ bench-serving: setup ## Our server beside those that users would take instead, a
 	rm -f docs/benchmarks/serving.jsonl
 	$(V)/python tests/bench/serving_bench.py run
 	$(V)/python tests/bench/serving_bench.py report
+
+bench-attacks: setup ## What good clients notice of hostile ones: docs/benchmarks/attacks.md
+	$(V)/python tests/bench/attack_bench.py run
+	$(V)/python tests/bench/attack_bench.py report
 
 bench-conversion: setup ## Every target and precision for ten models, and the seeded faults: docs/conversion-matrix.md
 	rm -f docs/benchmarks/conversion.jsonl

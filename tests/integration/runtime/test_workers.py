@@ -10,6 +10,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+import grpc
 import pytest
 
 from integration.ports import free_port
@@ -63,8 +64,15 @@ def test_when_a_worker_is_killed_the_server_ends_and_says_so(start):
 
 @pytest.mark.parametrize("seconds", [0.02, 0.0], ids=["in a lane", "on the event loop"])
 def test_a_stuck_worker_is_seen_whichever_is_asked(start, seconds):
-    options = ("--workers", "2", "--lanes", "1", "--stuck-seconds", "1", "--drain-seconds", "0")
+    port = free_port()
+    options = ("--workers", "2", "--lanes", "1", "--stuck-seconds", "1", "--drain-seconds", "0", "--grpc-port", str(port))
     server = start(sleeper_draft(seconds), *options).wait_ready()
+
+    def is_seen(by_grpc: bool) -> bool:
+        if not by_grpc:
+            return {server.get(path).status for path in ("/v2/health/live", "/ping")} == {503}
+        with grpc.insecure_channel(f"127.0.0.1:{port}", [("grpc.use_local_subchannel_pool", 1)]) as channel:  # else all share a connection
+            return channel.unary_unary("/grpc.health.v1.Health/Check")(b"", wait_for_ready=True) == b"\x08\x02"
 
     def ask() -> None:
         with suppress(OSError):
@@ -72,7 +80,7 @@ def test_a_stuck_worker_is_seen_whichever_is_asked(start, seconds):
 
     threading.Thread(target=ask, daemon=True).start()
     if seconds:
-        wait_for(lambda: all(server.get("/v2/health/live").status == 503 for _ in range(8)))
+        wait_for(lambda: all(is_seen(by_grpc) for by_grpc in (False, True) for _ in range(8)))
         server.terminate()  # as the kubelet does then
     assert server.wait() == 65
     assert json.loads(server.termination.read_text())["reason"] == "ModelStuck"

@@ -411,8 +411,14 @@ class App:
         return json_response(self.server_metadata())
 
     def is_live(self) -> tuple[bool, str]:
-        """Whether the process works, and if not, why."""
+        """Whether this process works, and if not, why."""
         trouble = self._trouble()
+        return not trouble, trouble
+
+    def all_live(self) -> tuple[bool, str]:
+        """Whether all workers work, and if not, why."""
+        troubles = [self._trouble(), *(state["trouble"] for state in (self.place.others() if self.place is not None else ()))]
+        trouble = next(filter(None, troubles), "")
         return not trouble, trouble
 
     def _trouble(self) -> str:
@@ -420,14 +426,11 @@ class App:
         return f"a call of the model has been running for {stuck:.0f} s" if stuck > self.options.stuck_seconds else ""
 
     def _live(self) -> Response:
-        live, reason = self.is_live()
-        if live and self.place is not None:
-            reason = next((state["trouble"] for state in self.place.others() if state["trouble"]), "")
-            live = not reason
+        live, reason = self.all_live()
         return json_response({"live": live} if live else {"live": live, "reason": reason}, 200 if live else 503)
 
     def _ping(self) -> Response:
-        healthy = self.phase == READY and self.is_live()[0]
+        healthy = self.phase == READY and self.all_live()[0]
         return json_response({"status": "Healthy" if healthy else "Unhealthy"}, 200 if healthy else 503)
 
     def _ready(self) -> Response:

@@ -49,7 +49,7 @@ class Rpc:
     def methods(self) -> Methods:
         """All methods by path."""
         answers: dict[str, Callable[[Any], dict[str, Any]]] = {
-            "ServerLive": lambda _: {"live": self._app.is_live()[0]},
+            "ServerLive": lambda _: {"live": self._app.all_live()[0]},
             "ServerReady": lambda _: {"ready": self._app.phase == READY},
             "ModelReady": self._model_ready,
             "ServerMetadata": lambda _: self._app.server_metadata(),
@@ -192,7 +192,7 @@ class Rpc:
 
     def _health(self, call: Call, data: bytes) -> None:
         """grpc.health.v1: HealthCheckResponse with status SERVING or NOT_SERVING."""
-        call.reply(b"\x08\x01" if self._app.phase == READY and self._app.is_live()[0] else b"\x08\x02")
+        call.reply(b"\x08\x01" if self._app.phase == READY and self._app.all_live()[0] else b"\x08\x02")
 
 
 class _Stream:
