@@ -153,6 +153,9 @@ def parse_signature(value: Mapping[str, Any]) -> Signature:
     return signature
 
 
+_WHOLE_BITS = {"float16": 11, "float32": 24, "float64": 53}  # a type has all integers of so many bits
+
+
 def _check_padding(signature: Signature) -> None:
     for spec in signature.inputs:
         if spec.pad is not None and not _holds(spec.dtype, spec.pad):
@@ -169,8 +172,8 @@ def _holds(dtype: str, value: int) -> bool:
         return False
     if dtype == "bool":
         return value in {0, 1}
-    if not dtype.startswith(("int", "uint")):
-        return abs(value) <= 256  # bfloat16 has all integers up to here
+    if dtype in _WHOLE_BITS:
+        return abs(value) <= 1 << _WHOLE_BITS[dtype]
     is_signed, bits = dtype.startswith("int"), int(dtype.lstrip("uint"))
     low, high = (-(1 << bits - 1), 1 << bits - 1) if is_signed else (0, 1 << bits)
     return low <= value < high

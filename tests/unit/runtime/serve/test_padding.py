@@ -47,6 +47,8 @@ def test_what_may_be_padded(signature, dims):
         ([{"shape": ["n", "words"], "dtype": "int8", "pad": -129}], ["n"], "pad of 'x0' is -129, which int8 does not have"),
         ([{"shape": ["n", "words"], "dtype": "bool", "pad": 2}], ["n"], "pad of 'x0' is 2, which bool does not have"),
         ([{"shape": ["n", "words"], "dtype": "string"}], ["n"], "pad of 'x0' is 0, which string does not have"),
+        ([{"shape": ["n", "words"], "dtype": "float16", "pad": 2049}], ["n"], "pad of 'x0' is 2049, which float16 does not have"),
+        ([{"shape": ["n", "words"], "dtype": "float32", "pad": -16777217}], ["n"], "pad of 'x0' is -16777217, which float32 does not have"),
     ],
 )
 def test_padding_that_cannot_be_is_refused_with_the_reason(inputs, output, words):
