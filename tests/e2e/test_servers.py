@@ -102,9 +102,10 @@ def test_one_model_answers_alike_on_all_servers(runtimes: Cluster, namespace: Na
         namespace.wait_ready(name)
         with namespace.cluster.forward(namespace.name, f"service/{name}", 80) as url:
             answers[name] = (by_torchserve if name == "java" else namespace.infer)(url, name, ROWS)
+    answers |= {f"{name} by gRPC": namespace.infer_by_grpc(name, ROWS) for name in ("python", "cpp")}
     assert len(namespace.items("mart")) == 1, "one conversion serves all"
-    for other in ("cpp", "java"):
-        np.testing.assert_allclose(answers[other], answers["python"], rtol=1e-6)
+    for answer in answers.values():
+        np.testing.assert_allclose(answer, answers["python"], rtol=1e-6)
     np.testing.assert_allclose(answers["python"], linear(ROWS), rtol=1e-5)
 
 

@@ -42,6 +42,7 @@ def test_the_server_answers_like_torch(tour: Namespace) -> None:
         assert [(t["name"], t["datatype"]) for t in metadata["inputs"]] == [("x", "FP32")]
         answers = tour.infer(url, "tiny", ROWS)
     np.testing.assert_allclose(answers, linear(ROWS), atol=1e-5)
+    np.testing.assert_allclose(tour.infer_by_grpc("tiny", ROWS), linear(ROWS), atol=1e-5)
 
 
 def test_predict_of_the_cli_answers_with_class_names(tour: Namespace, tmp_path) -> None:
