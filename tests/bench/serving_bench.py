@@ -152,16 +152,20 @@ def encoded(value: object) -> bytes:
 
 
 def family(root: int) -> list[int]:
-    """A process and all below it."""
-    children = defaultdict(list)
+    """A process, all of its session, and all below them; Ray's daemons outlive the process that started them."""
+    children, found = defaultdict(list), {root: None}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             with suppress(OSError):
-                children[int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])].append(int(entry.name))
-    found = [root]
-    for pid in found:
-        found += children[pid]
-    return found
+                parent, _, session = map(int, (entry / "stat").read_text().rsplit(")", 1)[1].split()[1:4])
+                children[parent].append(int(entry.name))
+                if session == root:
+                    found[int(entry.name)] = None
+    queue = list(found)
+    for pid in queue:
+        queue += [child for child in children[pid] if child not in found]
+        found |= dict.fromkeys(children[pid])
+    return list(found)
 
 
 def cpu_seconds(root: int) -> float:
@@ -225,7 +229,7 @@ def stop(process: subprocess.Popen[bytes]) -> None:
     process.terminate()
     with suppress(subprocess.TimeoutExpired):
         process.wait(10)
-    for pid in below:
+    for pid in {*below, *family(process.pid)}:
         with suppress(OSError):
             os.kill(pid, signal.SIGKILL)
     process.wait()

@@ -53,7 +53,7 @@ class Peer:
         bodies: what it takes, with the path: `json` and `binary` of the protocol, or `plain` ({"x": rows}).
         grpc: its port for the protocol over gRPC, counted from the first; 0: it has none.
         command: makes its command, and files in the folder.
-        lock: whether it has a lock file of its name.
+        lock: whether it has a lock file, `requirements-` and its package.
     """
 
     name: str
@@ -63,6 +63,11 @@ class Peer:
     grpc: int = 0
     environment: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def package(self) -> str:
+        """The first word of its name; the rest says how it is started."""
+        return self.name.partition(" ")[0]
+
     def install(self) -> None:
         """Make its environment, once.
 
@@ -71,7 +76,7 @@ class Peer:
         """
         if not self.lock:
             return
-        folder, lock = home(self.name), APPS / f"requirements-{self.name}.txt"
+        folder, lock = home(self.package), APPS / f"requirements-{self.package}.txt"
         if (folder / ".done").exists():
             return
         uv = str(ROOT / ".venv/bin/uv")
@@ -86,7 +91,7 @@ class Peer:
 
     def variables(self, bench: Bench) -> dict[str, str]:
         """Its environment variables; a peer that starts others by name finds them."""
-        own = f"{home(self.name)}/bin:" if self.lock else ""
+        own = f"{home(self.package)}/bin:" if self.lock else ""
         path = str(APPS) if self.lock else str(ROOT / "runtime-image/src")
         told = {
             "MODEL_FILE": str(bench.file),
@@ -201,6 +206,14 @@ def _torchserve(bench: Bench) -> list[str]:
     return [*words, "--ts-config", str(store / "config.properties"), "--log-config", str(store / "log4j2.xml")]
 
 
+def _rayserve(bench: Bench) -> list[str]:
+    return [_program("rayserve", "python"), str(APPS / "rayserve_app.py")]
+
+
+def _pytriton(bench: Bench) -> list[str]:
+    return [_program("pytriton", "python"), str(APPS / "pytriton_app.py")]
+
+
 _BOTH = {"json": INFER, "binary": INFER}
 PEERS = {
     peer.name: peer
@@ -215,5 +228,8 @@ PEERS = {
         Peer("torchserve", {"plain": "/predictions/m"}, _torchserve, lock=True),
         Peer("bentoml", {"plain": "/predict"}, _bentoml, lock=True, environment={"BENTOML_DO_NOT_TRACK": "true"}),
         Peer("litserve", {"plain": "/predict"}, _litserve, lock=True),
+        Peer("rayserve", {"plain": "/predict"}, _rayserve, lock=True),
+        Peer("pytriton", _BOTH, _pytriton, lock=True, grpc=1),
+        Peer("pytriton batching", _BOTH, _pytriton, lock=True, grpc=1, environment={"BATCH": "32"}),
     )
 }
