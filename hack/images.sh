@@ -146,7 +146,7 @@ begin_pull() { # REF...
 }
 
 size_of() { # REF: unpacked, when the engine still has it
-  docker image inspect -f '{{.Size}}' "$1" 2>/dev/null | awk '{printf "%.0f MB", $1 / 1e6}'
+  { docker image inspect -f '{{.Size}}' "$1" 2>/dev/null || true; } | awk '{found = 1; printf "%.0f MB", $1 / 1e6} END {if (!found) printf "-"}'
 }
 
 pull_size_of() { # NAME TAG: what a node downloads
