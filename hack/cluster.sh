@@ -69,11 +69,11 @@ enough_space() {
 
 create() {
   local image=()
+  kind delete cluster --name $CLUSTER -q 2>/dev/null || true  # first: a cluster that could not be revived holds images, too
   if [ "$(engine_kind)" != host ]; then  # whose nodes are on the disk of the cache
     enough_space
     image=(--image "$("$HACK/node-image.sh")")
   fi
-  kind delete cluster --name $CLUSTER -q 2>/dev/null || true
   ( cd "$REPO" && kind create cluster --config kind-config.yaml "${image[@]}" --wait 3m -q >&2 )
 }
 
