@@ -36,11 +36,13 @@ def quantity(text: str) -> Decimal | None:
 
 def contains(observed: object, desired: object) -> bool:
     """Say whether every field of `desired` is in `observed` with an equal value; what `observed` has besides does not matter."""
+    if observed == desired:  # as most parts of an object are, most of the time
+        return True
     if isinstance(desired, Mapping):
         return isinstance(observed, Mapping) and all(_has(observed, key, value) for key, value in desired.items())
     if isinstance(desired, Sequence) and not isinstance(desired, str):
         return isinstance(observed, Sequence) and not isinstance(observed, str) and _list_contains(observed, desired)
-    return _equal(observed, desired)
+    return _is_same_quantity(observed, desired)
 
 
 def _has(observed: Mapping[str, Any], key: str, value: object) -> bool:
@@ -63,9 +65,7 @@ def _key_of(items: Sequence[Any]) -> str | None:
     return next((key for key in _LIST_KEYS if all(key in item for item in items)), None)
 
 
-def _equal(observed: object, desired: object) -> bool:
-    if observed == desired:
-        return True
+def _is_same_quantity(observed: object, desired: object) -> bool:
     if isinstance(observed, str) and isinstance(desired, str):
         left, right = quantity(observed), quantity(desired)
         return left is not None and left == right
