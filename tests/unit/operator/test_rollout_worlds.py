@@ -8,11 +8,12 @@ decision can tell apart. What must hold in every state is in `check`; what must 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from itertools import combinations
+from operator import attrgetter
 from typing import Any, TypeVar
 
 import pytest
@@ -30,13 +31,19 @@ T = TypeVar("T")
 
 
 def replace(item: T, **changes: Any) -> T:
-    """`dataclasses.replace` for these frozen classes, three times as fast: it is called millions of times."""
-    return type(item)(*[changes[name] if name in changes else getattr(item, name) for name in _field_names(type(item))])
+    """`dataclasses.replace` for these frozen classes, many times as fast: it is called millions of times."""
+    if hasattr(item, "__dict__"):  # one of this file
+        made = object.__new__(type(item))
+        vars(made).update(vars(item), **changes)
+        return made
+    names, values = _parts(type(item))
+    return type(item)(**{**dict(zip(names, values(item), strict=True)), **changes})
 
 
 @cache
-def _field_names(kind: type[Any]) -> tuple[str, ...]:
-    return tuple(field.name for field in fields(kind))
+def _parts(kind: type[Any]) -> tuple[tuple[str, ...], Callable[[Any], tuple[Any, ...]]]:
+    names = tuple(field.name for field in fields(kind))
+    return names, attrgetter(*names)
 
 
 @dataclass(frozen=True)
@@ -44,6 +51,9 @@ class Pods:
     size: int = 0
     ready: int = 0
     is_bad: bool = False  # what runs in them crashes
+
+
+NO_PODS = Pods()
 
 
 @dataclass(frozen=True)
@@ -63,7 +73,7 @@ class World:
     replay: str = "Skipped"  # of golden inputs, on the pods of the spec's revision
 
     def of(self, revision: str) -> Pods:
-        return dict(self.pods).get(revision, Pods())
+        return next((pods for name, pods in self.pods if name == revision), NO_PODS)
 
     def with_pods(self, revision: str, pods: Pods) -> World:
         return replace(self, pods=tuple(sorted({**dict(self.pods), revision: pods}.items())))
