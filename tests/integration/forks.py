@@ -1,4 +1,4 @@
-"""`slipway-runtime` in forks of a process that has torch loaded (zygote.py), one for all workers of a test run."""
+"""`slipway-runtime` and the operator in forks of processes that have imported what they need (zygote.py), one each for a test run."""
 
 from __future__ import annotations
 
@@ -55,25 +55,42 @@ class Forked:
     def kill(self) -> None:
         self.send_signal(signal.SIGKILL)
 
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+
+ROOT = Path(__file__).parents[2]
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
+
 
 def fork(command: list[str], environment: dict[str, str], log: Path) -> Forked:
     """Begin `slipway-runtime COMMAND`, its output appended to `log`; `environment` is added to that of the tests."""
+    return _forked("runtime", command, os.environ | ONE_THREAD | environment, log, log.parent)
+
+
+def operator(environment: dict[str, str], log: Path) -> Forked:
+    """Begin `slipway-operator`, its output appended to `log`; it has this environment and nothing else of that of the tests."""
+    return _forked("operator", [], environment, log, ROOT)
+
+
+def _forked(kind: str, command: list[str], environment: dict[str, str], log: Path, folder: Path) -> Forked:
     client = socket.socket(socket.AF_UNIX)
-    client.connect(_zygote())
-    client.sendall(json.dumps({"command": command, "environment": environment, "log": str(log)}).encode() + b"\n")
+    client.connect(_zygote(kind))
+    request = {"command": command, "environment": environment, "log": str(log), "folder": str(folder)}
+    client.sendall(json.dumps(request).encode() + b"\n")
     return Forked(client)
 
 
-def _zygote() -> str:
-    """The socket of this test run's zygote, which is begun when it is first needed."""
+def _zygote(kind: str) -> str:
+    """The socket of this test run's zygote of that kind, which is begun when it is first needed."""
     is_worker = "PYTEST_XDIST_TESTRUNUID" in os.environ
     owner = os.getppid() if is_worker else os.getpid()
-    path = Path(tempfile.gettempdir()) / f"slipway-zygote-{owner}"
+    path = Path(tempfile.gettempdir()) / f"slipway-zygote-{kind}-{owner}"
     with Path(f"{path}.lock").open("w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not path.exists():
-            program = [sys.executable, str(Path(__file__).with_name("zygote.py")), str(path), str(owner)]
-            environment = os.environ | {"OMP_NUM_THREADS": "1"}
+            program = [sys.executable, str(Path(__file__).with_name("zygote.py")), kind, str(path), str(owner)]
+            environment = os.environ | ONE_THREAD
             process = subprocess.Popen(program, stdin=subprocess.DEVNULL, env=environment, start_new_session=True)
             while not path.exists():
                 assert process.poll() is None, "the zygote did not begin"

@@ -1,7 +1,7 @@
-"""Runs `slipway-runtime` in forks of one process that has torch loaded, so that no test takes seconds to import it.
+"""Runs `slipway-runtime`, or the operator, in forks of one process that has imported what it needs, which takes seconds.
 
-Listens on a Unix socket. A client sends a line of JSON {command, environment, log} and gets two: {pid} when the command has begun,
-and {code, seconds, peak} when it has ended.   usage: zygote.py SOCKET PID, and it ends when the process PID has.
+Listens on a Unix socket. A client sends a line of JSON {command, environment, log, folder} and gets two: {pid} when the command has begun,
+and {code, seconds, peak} when it has ended.   usage: zygote.py runtime|operator SOCKET PID, and it ends when the process PID has.
 """
 
 from __future__ import annotations
@@ -14,29 +14,32 @@ import socket
 import sys
 import time
 from importlib import import_module
-from pathlib import Path
 
-PRELOADED = (
-    "torch",
-    "torch._dynamo",
-    "torch.export",
-    "torch.onnx._internal.exporter._core",
-    "onnx",
-    "onnxscript",
-    "onnxruntime",
-    "pyseccomp",
-    "slipway_runtime.convert.eager",
-    "slipway_runtime.publish",
-    "slipway_runtime.serve.main",
-    "slipway_runtime.validate.gate",
-    "slipway_runtime.validate.measure",
-)
+PRELOADED = {
+    "operator": ("slipway.main",),
+    "runtime": (
+        "torch",
+        "torch._dynamo",
+        "torch.export",
+        "torch.onnx._internal.exporter._core",
+        "onnx",
+        "onnxscript",
+        "onnxruntime",
+        "pyseccomp",
+        "slipway_runtime.convert.eager",
+        "slipway_runtime.publish",
+        "slipway_runtime.serve.main",
+        "slipway_runtime.validate.gate",
+        "slipway_runtime.validate.measure",
+    ),
+}
 
 
-def main(path: str, owner: int) -> None:
-    for name in PRELOADED:
+def main(kind: str, path: str, owner: int) -> None:
+    for name in PRELOADED[kind]:
         import_module(name)
-    warm_up()
+    if kind == "runtime":
+        warm_up()
     gc.freeze()  # a collection in a fork would copy all that is loaded
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the handlers
     with socket.socket(socket.AF_UNIX) as listener:
@@ -51,7 +54,7 @@ def main(path: str, owner: int) -> None:
                 continue
             if os.fork() == 0:
                 listener.close()
-                handle(client)
+                handle(client, kind)
             client.close()
     for left in (path, path + ".lock"):
         os.unlink(left)
@@ -69,7 +72,7 @@ def warm_up() -> None:
     torch.onnx.export(layers, example, io.BytesIO(), dynamo=True, dynamic_shapes=shapes, verbose=False)
 
 
-def handle(client: socket.socket) -> None:
+def handle(client: socket.socket, kind: str) -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     with client.makefile("rw") as stream:
         request = json.loads(stream.readline())
@@ -77,7 +80,7 @@ def handle(client: socket.socket) -> None:
         child = os.fork()
         if child == 0:
             os.close(client.fileno())
-            run(request)
+            run(request, kind)
         say(stream, {"pid": child})
         _, status, usage = os.wait4(child, 0)
         say(stream, {"code": os.waitstatus_to_exitcode(status), "seconds": time.monotonic() - start, "peak": usage.ru_maxrss * 1024})
@@ -91,16 +94,15 @@ def say(stream, answer: dict) -> None:
         os._exit(0)
 
 
-def run(request: dict) -> None:
-    from slipway_runtime import cli  # noqa: PLC0415
-
+def run(request: dict, kind: str) -> None:
     log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(log, 1)
     os.dup2(log, 2)
+    os.environ.clear()
     os.environ.update(request["environment"])
-    os.chdir(Path(request["log"]).parent)
+    os.chdir(request["folder"])
     try:
-        code = cli.main(request["command"])
+        code = begin(kind, request["command"])
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
     sys.stdout.flush()
@@ -108,5 +110,19 @@ def run(request: dict) -> None:
     os._exit(code)
 
 
+def begin(kind: str, command: list[str]) -> int:
+    if kind == "operator":
+        from kubernetes.aio.config import kube_config  # noqa: PLC0415
+
+        from slipway.main import main as operate  # noqa: PLC0415
+
+        kube_config.KUBE_CONFIG_DEFAULT_LOCATION = os.environ["KUBECONFIG"]  # read when it was imported
+        operate()
+        return 0
+    from slipway_runtime import cli  # noqa: PLC0415
+
+    return cli.main(command)
+
+
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]))

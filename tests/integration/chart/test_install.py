@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -18,6 +17,8 @@ import pytest
 import yaml
 
 from integration.conftest import ApiServer
+from integration.forks import Forked
+from integration.forks import operator as fork_operator
 from integration.ports import operator_ports
 from unit.chart.rendering import CHART, ROOT, helm
 
@@ -140,8 +141,7 @@ def operator(server: ApiServer, folder: Path) -> Iterator[Path]:
     environment = {"PATH": os.environ["PATH"], "HOME": str(folder), "KUBECONFIG": str(folder / "kubeconfig"), "PYTHONSAFEPATH": "1"}
     environment |= settings | ports | {"SLIPWAY_SERVING_RUNTIMES": str(mounted), "PYTHONPATH": str(ROOT / "operator/src")}
     log = folder / "operator.log"
-    with log.open("w") as stream:
-        process = subprocess.Popen([sys.executable, "-m", "slipway.main"], env=environment, stderr=stream, stdout=stream)
+    process = fork_operator(environment, log)
     try:
         until(lambda: is_ready(process, ports["SLIPWAY_HEALTH_PORT"], log), "the operator is ready")
         yield log
@@ -154,7 +154,7 @@ def operator(server: ApiServer, folder: Path) -> Iterator[Path]:
             process.kill()
 
 
-def is_ready(process: subprocess.Popen[bytes], port: str, log: Path) -> bool:
+def is_ready(process: Forked, port: str, log: Path) -> bool:
     assert process.poll() is None, log.read_text()
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=2) as answer:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 import urllib.request
 import uuid
@@ -18,13 +16,16 @@ from typing import Any
 
 import pytest
 
-from integration.conftest import ROOT, ApiServer
+from integration.conftest import ApiServer
+from integration.forks import Forked
+from integration.forks import operator as fork_operator
 from integration.ports import operator_ports
 from kube import NotFound
 from slipway.plan.artifact import artifact_manifest, artifact_spec
 from slipway.snapshot import Config
 
 WRITES = {"create", "update", "patch", "delete"}
+PATIENCE = 120.0  # seconds for what is promised without a time, such as that an operator has begun: the machine may be busy
 Manifest = dict[str, Any]
 
 
@@ -43,7 +44,7 @@ def until(check: Callable[[], Any], seconds: float, explain: Callable[[], object
 class Operator:
     """One replica."""
 
-    process: subprocess.Popen[bytes]
+    process: Forked
     metrics_port: int
     log: Path
 
@@ -82,15 +83,14 @@ class Tenant:
         environment = {key: value for key, value in os.environ.items() if not key.startswith("SLIPWAY_")}
         environment |= {"KUBECONFIG": str(self.server.kubeconfig), "SLIPWAY_NAMESPACE": self.name, "SLIPWAY_WATCH_NAMESPACES": self.name}
         environment |= {**ports, **settings}
-        with log.open("wb") as out:
-            process = subprocess.Popen([sys.executable, "-m", "slipway.main"], env=environment, stdout=out, stderr=out, cwd=ROOT)
-        self.operators.append(Operator(process, int(ports["SLIPWAY_METRICS_PORT"]), log))
+        self.operators.append(Operator(fork_operator(environment, log), int(ports["SLIPWAY_METRICS_PORT"]), log))
         return self.operators[-1]
 
     def lead(self, **settings: str) -> Operator:
         """Start a replica and wait until it leads."""
         operator = self.start(**settings)
-        until(operator.leads, 30, lambda: operator.log.read_text()[-3000:])
+        until(lambda: operator.leads() or operator.process.poll() is not None, PATIENCE, lambda: operator.log.read_text()[-3000:])
+        assert operator.process.poll() is None, operator.log.read_text()[-3000:]
         return operator
 
     def apply(self, *documents: Manifest) -> None:
@@ -125,7 +125,7 @@ class Tenant:
         self.apply(*map(model_deployment, models))
 
     def wait_deployments(self, count: int) -> None:
-        until(lambda: len(self.names("deployments")) == count, 30, lambda: self.operators[-1].log.read_text()[-3000:])
+        until(lambda: len(self.names("deployments")) == count, PATIENCE, lambda: self.operators[-1].log.read_text()[-3000:])
 
     def settle(self) -> None:
         """Wait until the operator has written nothing for two seconds."""
@@ -176,7 +176,7 @@ def ready_status(name: str) -> Manifest:
 @pytest.fixture
 def tenant(apiserver: ApiServer, tmp_path: Path) -> Iterator[Tenant]:
     name = f"t-{uuid.uuid4().hex[:8]}"
-    apiserver.kubectl("create", "namespace", name)
+    apiserver.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
     runtime = {"image": "slipway-runtime", "formats": [{"name": "ONNX"}], "args": ["serve"]}
     apiserver.apply({"apiVersion": "slipway.dev/v1alpha1", "kind": "ServingRuntime", "metadata": {"name": "slipway"}, "spec": runtime})
     space = Tenant(apiserver, name, tmp_path)

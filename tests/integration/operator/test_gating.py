@@ -8,7 +8,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from typing import Any
 import pytest
 
 from integration.conftest import ApiServer
+from integration.forks import operator as fork_operator
 from integration.operator.test_rollout import IMAGE, ROOT, Scene
 from integration.ports import free_port, operator_ports
 from slipway.analysis.notification import key_of, verify
@@ -153,8 +153,7 @@ def operator(
     environment |= {**operator_ports(), "SLIPWAY_NAMESPACE": "default"}
     environment |= {"SLIPWAY_DRAIN_SECONDS": "2", "SLIPWAY_WEBHOOK_URL": f"http://127.0.0.1:{receiver.server_address[1]}/hook"}
     environment |= {"SLIPWAY_WEBHOOK_SECRET": SECRET, "SLIPWAY_PROMETHEUS_ADDRESS": f"http://127.0.0.1:{prometheus.port}"}
-    with log.open("wb") as out:
-        process = subprocess.Popen([sys.executable, "-m", "slipway.main"], env=environment, stdout=out, stderr=out)
+    process = fork_operator(environment, log)
     try:
         yield log
     finally:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from integration.conftest import ApiServer
-from integration.operator.conftest import Operator, Tenant, model_deployment, until
+from integration.operator.conftest import PATIENCE, Operator, Tenant, model_deployment, until
 
 pytestmark = [pytest.mark.slow]
 
@@ -127,7 +127,7 @@ def test_a_killed_leader_is_followed_within_twenty_seconds(tenant: Tenant) -> No
     tenant.prepare("digits")
     first = tenant.lead()
     second = tenant.start()
-    until(lambda: "slipway_leader 0.0" in second.metrics() if second.log.exists() and _answers(second) else False, 20)
+    until(lambda: "slipway_leader 0.0" in second.metrics() if second.log.exists() and _answers(second) else False, PATIENCE)
     first.end(signal.SIGKILL)
     begin = time.monotonic()
     until(second.leads, 20, lambda: second.log.read_text()[-2000:])
@@ -140,7 +140,7 @@ def test_a_leader_that_was_stopped_for_a_while_comes_back_as_a_follower(tenant: 
     tenant.prepare("digits")
     first = tenant.lead()
     second = tenant.start()
-    until(lambda: _answers(second), 30, lambda: second.log.read_text()[-2000:])
+    until(lambda: _answers(second), PATIENCE, lambda: second.log.read_text()[-2000:])
     first.send(signal.SIGSTOP)
     until(second.leads, 25, lambda: second.log.read_text()[-2000:])
     tenant.make("digits")
@@ -163,7 +163,7 @@ def test_only_the_leader_tells_about_models_and_its_queue(tenant: Tenant) -> Non
     tenant.make("digits")
     until(lambda: models_told(first) == {"digits"}, 20, first.metrics)
     second = tenant.start()
-    until(lambda: _answers(second), 20, lambda: second.log.read_text()[-2000:])
+    until(lambda: _answers(second), PATIENCE, lambda: second.log.read_text()[-2000:])
     time.sleep(3)
     assert models_told(second) == set()
     assert "slipway_queue_oldest_seconds 0.0" in second.metrics(), "keys that wait for a follower's turn are no backlog"

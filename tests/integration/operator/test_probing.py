@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 
 from integration.conftest import ApiServer
+from integration.forks import operator as fork_operator
 from integration.operator.test_gating import Stage
 from integration.operator.test_rollout import IMAGE, ROOT
 from integration.ports import free_port, operator_ports
@@ -58,10 +59,7 @@ def operator(apiserver: ApiServer, port: int, tmp_path_factory: pytest.TempPathF
     log = tmp_path_factory.mktemp("operator") / "log"
     environment = {**os.environ, "KUBECONFIG": str(apiserver.kubeconfig), "PYTHONPATH": str(ROOT / "operator/src")}
     environment |= {**operator_ports(), "SLIPWAY_NAMESPACE": "default"}
-    with log.open("wb") as out:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "slipway.main"], env=environment | {"SLIPWAY_DRAIN_SECONDS": "2"}, stdout=out, stderr=out
-        )
+    process = fork_operator(environment | {"SLIPWAY_DRAIN_SECONDS": "2"}, log)
     try:
         yield log
     finally:

@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from integration.conftest import ApiServer
+from integration.forks import operator as fork_operator
 from integration.ports import operator_ports
 from kube import NotFound
 from slipway.plan.artifact import artifact_manifest, artifact_spec
@@ -35,7 +36,7 @@ class Scene:
 
     def __init__(self, server: ApiServer, namespace: str) -> None:
         self.server, self.namespace = server, namespace
-        server.kubectl("create", "namespace", namespace)
+        server.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}})
 
     def kubectl(self, *arguments: str, stdin: str = "") -> str:
         return self.server.kubectl("-n", self.namespace, *arguments, stdin=stdin)
@@ -115,8 +116,7 @@ def operator(apiserver: ApiServer, tmp_path_factory: pytest.TempPathFactory) -> 
     ports = operator_ports()
     environment = {**os.environ, **ports, "KUBECONFIG": str(apiserver.kubeconfig), "PYTHONPATH": str(ROOT / "operator/src")}
     environment |= {"SLIPWAY_NAMESPACE": "default", "SLIPWAY_DRAIN_SECONDS": "2", "SLIPWAY_RESYNC_SECONDS": "5"}
-    with log.open("wb") as out:
-        process = subprocess.Popen([sys.executable, "-m", "slipway.main"], env=environment, stdout=out, stderr=out)
+    process = fork_operator(environment, log)
     try:
         yield log
     finally:
