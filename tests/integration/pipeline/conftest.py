@@ -160,7 +160,7 @@ class Pipeline:
             "SLIPWAY_ARTIFACT_SPEC": json.dumps(spec),
             "SLIPWAY_REPOSITORY": self.repository,
             "SLIPWAY_PLAIN_HTTP": self.plain_http,
-            "SLIPWAY_TIMEOUT_SECONDS": "90",
+            "SLIPWAY_TIMEOUT_SECONDS": "300",  # a busy machine
             "SLIPWAY_MAX_SOURCE_BYTES": str(50 << 20),
             "SLIPWAY_WORK": str(self.work),
             "SLIPWAY_TERMINATION_LOG": str(termination),

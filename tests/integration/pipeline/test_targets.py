@@ -111,7 +111,7 @@ ROUND = {"minTop1AgreementPercent": 80}  # random samples of a random network li
 @pytest.fixture
 def source(tmp_path, pipeline, claim):
     """Make a model folder and return spec.model."""
-    pipeline.environment["SLIPWAY_TIMEOUT_SECONDS"] = "300"  # a compiler on a busy machine
+    pipeline.environment["SLIPWAY_TIMEOUT_SECONDS"] = "800"  # a compiler on a busy machine
 
     def make(code: str) -> dict:
         folder = tmp_path / "model"
@@ -181,7 +181,7 @@ def test_the_server_loads_a_lower_precision_and_keeps_the_dtypes(pipeline, sourc
 
 
 @pytest.mark.parametrize("method", ["MinMax", NIGHTLY("Entropy"), NIGHTLY("Percentile")])
-@pytest.mark.parametrize("target", ["ONNX", "ExportedProgram"])
+@pytest.mark.parametrize("target", ["ONNX", NIGHTLY("ExportedProgram")])
 def test_calibration_methods(pipeline, source, target, method):
     spec = {"model": source(MLP), "signature": MLP_SIGNATURE}
     calibration = calibrated(pipeline, "x", (40, 16)) | {"method": method}
@@ -277,29 +277,43 @@ def test_tensorrt_without_its_package_is_unavailable_and_not_failed(pipeline, so
     assert (alone.code, alone.reason) == (32, "TargetUnavailable")
 
 
-def test_aotinductor_is_compiled_for_a_level_of_cpus_and_loaded_without_a_compiler(pipeline, source):
-    candidates = [{"target": "AOTInductor"}]
-    spec = {"model": source(MLP), "signature": MLP_SIGNATURE, "conversion": {"candidates": candidates}}
-    last = pipeline.run(spec)
+PAIR = """
+import torch
+
+class Pair(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = torch.nn.Linear(3, 3)
+
+    def forward(self, a, b):
+        return {"sum": a + b, "both": self.fc(a * b).relu()}
+
+def build():
+    torch.manual_seed(6)
+    return Pair().eval()
+"""
+
+
+def test_aotinductor_is_loaded_without_a_compiler_and_gives_what_forward_gives(pipeline, source):
+    """One model for its structure and for its sizes: the compiler takes half a minute."""
+    names = ("a", "b"), ("both", "sum")
+    inputs, outputs = ([{"name": name, "dtype": "float32", "shape": ["batch", 3]} for name in side] for side in names)
+    spec = {"signature": {"inputs": inputs, "outputs": outputs}, "conversion": {"candidates": [{"target": "AOTInductor"}]}}
+    last = pipeline.run({"model": source(PAIR), **spec})
     assert last.reason == "Published", last.log
     print(last.message["candidates"], pipeline.outcomes[1].log)
     model = opened(pipeline, last.message["artifactDigest"])
     assert model.artifact.format == "AOTInductor"
+    scope: dict[str, Any] = {}
+    exec(PAIR, scope)
+    dice = np.random.default_rng(1)
     for size in (1, 5, 33):
-        assert model.backend.infer({"x": np.ones((size, 16), dtype=np.float32)})["y"].shape == (size, 4)
-
-
-def test_aotinductor_gives_what_forward_gives_whatever_its_structure(pipeline, source):
-    model = "import torch\nclass Two(torch.nn.Module):\n  def forward(self, a, b):\n    return {'sum': a + b, 'both': (a * b).relu()}\n"
-    names = ("a", "b"), ("both", "sum")
-    inputs, outputs = ([{"name": name, "dtype": "float32", "shape": ["batch", 3]} for name in side] for side in names)
-    spec = {"signature": {"inputs": inputs, "outputs": outputs}, "conversion": {"candidates": [{"target": "AOTInductor"}]}}
-    last = pipeline.run({"model": source(model + "def build():\n    return Two().eval()\n"), **spec})
-    assert last.reason == "Published", last.log
-    a, b = np.float32([[1, -2, 3]]), np.float32([[-1, 5, 2]])
-    answer = opened(pipeline, last.message["artifactDigest"]).backend.infer({"a": a, "b": b})
-    np.testing.assert_allclose(answer["sum"], a + b)
-    np.testing.assert_allclose(answer["both"], np.maximum(a * b, 0))
+        a, b = dice.standard_normal((2, size, 3)).astype(np.float32)
+        answer = model.backend.infer({"a": a, "b": b})
+        with torch.no_grad():
+            both = scope["build"]().fc(torch.from_numpy(a * b)).relu().numpy()
+        np.testing.assert_allclose(answer["sum"], a + b, rtol=1e-6)
+        np.testing.assert_allclose(answer["both"], both, atol=1e-5)
 
 
 def backends_alike(pipeline, spec, code, batches):
@@ -319,7 +333,7 @@ def backends_alike(pipeline, spec, code, batches):
         yield backend
 
 
-@pytest.mark.parametrize("kind", ["LSTM", "GRU"])
+@pytest.mark.parametrize("kind", ["LSTM", NIGHTLY("GRU")])
 def test_a_recurrent_network_keeps_its_length_dynamic(pipeline, source, kind):
     model = f"""
 import torch
