@@ -8,17 +8,19 @@ cd "$REPO"
 TIMES=$(mktemp -d) LOG=$BUILD/beside.log LANES=()
 exec 3>&2
 
-# The second lane has a third of the weight of the first (nice takes a tenth or so for each of the five), so that what waits for the
-# cluster gets its answers, and yet enough for what it promises in seconds: a leader's successor within twenty. It counts within this
-# session wherever kernel.sched_autogroup_enabled is 1, and against everything else, as the pods of the cluster are, where it is 0.
-NICE=5
+# The first lane waits for the cluster most of its time, and the other takes what it leaves: by nice, a tenth or so less for each step.
+# The integration tests promise some things in seconds (a leader's successor within twenty), so they get more of it than the rest.
+# It counts against all that is not of this session, as the pods of the cluster are, only where kernel.sched_autogroup_enabled is 0.
+rank() { # LANE TARGET: its niceness
+  case $1:$2 in second:integration) echo 5 ;; second:*) echo 15 ;; *) echo 0 ;; esac
+}
 
 # lane NAME TARGET...: the times go to a file of that name, line by line
 lane() {
   local name=$1 target from; shift
   for target; do
     from=$SECONDS
-    if env --default-signal=INT make "$target"; then
+    if nice -n "$(rank "$name" "$target")" env --default-signal=INT make "$target"; then
       printf '%-12s %5d s\n' "$target" $((SECONDS - from)) >>"$TIMES/$name"
     else
       printf '%-12s %5d s  failed\n' "$target" $((SECONDS - from)) >>"$TIMES/$name"
@@ -43,7 +45,7 @@ side_by_side() { # FILE-OF-FIRST FILE-OF-SECOND: each with one target a line; se
   mapfile -t first <<<"$1"; mapfile -t second <<<"$2"
   set -m
   (lane first "${first[@]}" || exit 1) </dev/null & LANES+=($!)
-  (renice -n $NICE -p $BASHPID >/dev/null; lane second "${second[@]}" || exit 1) >"$LOG" 2>&1 </dev/null & LANES+=($!)
+  (lane second "${second[@]}" || exit 1) >"$LOG" 2>&1 </dev/null & LANES+=($!)
   set +m
   trap 'end_lanes; exit 130' INT TERM HUP
   say "beside it: make ${second[*]} (tail -f ${LOG#"$REPO"/})"
