@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import random
+from functools import cache
 from typing import Any
 
 import pytest
@@ -74,6 +76,14 @@ def end(world: World) -> dict[str, Any]:
     }
 
 
+@cache
+def end_of_a_fresh_one(wished: str) -> dict[str, Any]:
+    """The end when that was the first wish; the stories have 72 last ones between them."""
+    fresh = World(model_deployment(**json.loads(wished)))
+    finish(fresh)
+    return end(fresh)
+
+
 @pytest.mark.parametrize("seed", range(200))
 def test_the_end_depends_on_the_last_wish_alone(seed: int) -> None:
     dice = random.Random(seed)
@@ -86,7 +96,5 @@ def test_the_end_depends_on_the_last_wish_alone(seed: int) -> None:
     last = a_wish(dice)
     world.put({**world.objects[KEY], "spec": last})
     finish(world)
-    fresh = World(model_deployment(**last))
-    finish(fresh)
-    assert end(world) == end(fresh)
+    assert end(world) == end_of_a_fresh_one(json.dumps(last))
     assert end(world)["conditions"]["Ready"] == ("True", "Ready")
