@@ -11,10 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from e2e.kit import Namespace, linear, mdep, model_folder, model_yaml, weights
-from integration.mar import CLASS, SCALING, net, packed
 
 pytestmark = [pytest.mark.nightly, pytest.mark.slow, pytest.mark.timeout(900)]
 FLOOR = 90
@@ -59,6 +57,10 @@ def test_int8_that_misses_the_accuracy_floor_is_not_chosen(namespace: Namespace)
 
 
 def test_an_archive_of_torchserve_answers_as_its_handler_does(namespace: Namespace, tmp_path: Path) -> None:
+    import torch  # noqa: PLC0415 - seconds to import, in every process that collects the e2e tests
+
+    from integration.mar import CLASS, SCALING, net, packed  # noqa: PLC0415
+
     mar = packed(tmp_path, "handler.py", {"handler.py": CLASS, "scaling.py": SCALING})
     folder = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "archive"}}
     folder["binaryData"] = {"m.mar": base64.b64encode(mar.read_bytes()).decode()}
