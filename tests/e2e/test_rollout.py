@@ -32,7 +32,7 @@ def test_a_good_canary_is_promoted_and_one_that_answers_nan_goes_back(namespace:
     folders = onnx_folder("v1"), onnx_folder("v2", WEIGHT * 2), model_folder("v3", code=NAN_MODEL)
     namespace.apply(*folders, wish("v1"))
     first = namespace.wait_ready("tiny")["status"]["stable"]["revision"]
-    namespace.run_pod("load", ODD_LOAD, "tiny", "5", "8", "0.02")
+    namespace.run_pod("load", ODD_LOAD, "tiny", "5", "8", "0.05")  # enough for a verdict in each step; more takes CPU from all others
     namespace.wait_running("load")
     _good(namespace, first)
     _bad(namespace)

@@ -8,13 +8,13 @@ import time
 import numpy as np
 import pytest
 
-from e2e.kit import LOAD, PATIENCE, WEIGHT, Namespace, linear, mdep, model_folder, until, weights
+from e2e.kit import LOAD, PATIENCE, WEIGHT, Namespace, linear, mdep, model_folder, onnx_folder, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 def test_update_under_load_then_revert_without_a_conversion(namespace: Namespace) -> None:
-    namespace.apply(model_folder("v1"), model_folder("v2", weights_safetensors=weights(WEIGHT * 2)), mdep("tiny", "configmap://v1"))
+    namespace.apply(onnx_folder("v1"), onnx_folder("v2", WEIGHT * 2), mdep("tiny", "configmap://v1"))
     first = namespace.wait_ready("tiny")["status"]["stable"]["revision"]
 
     _under_load(namespace, "load-update", "configmap://v2")
