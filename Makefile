@@ -11,8 +11,6 @@ unexport PYTHONDONTWRITEBYTECODE
 CACHE := $(or $(SLIPWAY_CACHE),$(HOME)/.cache/slipway)
 export PYTHONPYCACHEPREFIX := $(CACHE)/pycache
 PYTEST_ARGS ?=
-# Of the integration tests; each has an API server of its own.
-WORKERS ?= 4
 
 .PHONY: help
 help: ## What the targets do
@@ -42,7 +40,7 @@ unit: setup ## No cluster, no network
 
 integration: setup ## Against a real API server (hack/apiserver.sh)
 	@hack/tools.sh kubernetes registry registry-gc helm versitygw fake-gcs-server gateway-api
-	$(V)/python -m pytest tests/integration -m 'not nightly' -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+	$(V)/python -m pytest tests/integration -m 'not nightly' -n 4 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 e2e: setup cluster images ## On the kind cluster
 	$(V)/python -m pytest tests/e2e -m 'not nightly and not last' -n 5 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
@@ -53,10 +51,9 @@ nightly: setup libtorch cluster images ## What takes too long for every change: 
 	$(V)/python -m pytest tests/unit tests/integration -m nightly --timeout=1800 $(PYTEST_ARGS)
 	$(V)/python -m pytest tests/e2e -m nightly $(PYTEST_ARGS)
 
-# The e2e tests wait for the cluster half of their time: what needs none runs beside them, that with promises in seconds last, when those
-# of the e2e tests are on that need the cluster for themselves. `verify` writes files that both read.
+# The e2e tests wait for the cluster half of their time: what needs none runs beside them. `verify` writes files that both read.
 test: ## All of the above but nightly, and that generated files are current
-	@WORKERS=3 hack/timed.sh setup verify -- cluster images e2e -- lint type unit integration
+	@hack/timed.sh setup verify -- cluster images e2e -- lint type integration -- unit
 
 ##@ Run
 .PHONY: demo demo-canary cluster cluster-down images libtorch
