@@ -121,7 +121,8 @@ def ask(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], li
     relabelings = yaml.safe_load((FILES / "relabelings.yaml").read_text())
     targets = [target(runtime, server.server_port) for runtime, server in servers.items()]
     config = {
-        "global": {"scrape_interval": "500ms", "scrape_timeout": "500ms", "evaluation_interval": "500ms"},
+        # one scrape that is late ends all series of its target for that moment
+        "global": {"scrape_interval": "2s", "scrape_timeout": "2s", "evaluation_interval": "500ms"},
         "rule_files": [str(FILES / "rules.yaml")],
         "scrape_configs": [{"job_name": "models", "static_configs": targets, **relabelings}],
     }
@@ -132,7 +133,7 @@ def ask(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], li
 
     with running(tmp_path_factory.mktemp("prometheus"), yaml.safe_dump(config)) as address:
         end = time.monotonic() + 60
-        while len(query(address, "slipway_model_load_seconds")) < 2:
+        while len(query(address, "slipway_model_load_seconds")) < 2 or len(query(address, "slipway_queue_duration_seconds_count")) < 3:
             assert time.monotonic() < end, Path(address).name
             time.sleep(0.5)
         yield lambda expression: query(address, expression)
