@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from integration.operator.conftest import Tenant, model_deployment, until
+from integration.operator.conftest import PATIENCE, Tenant, model_deployment, until
 
 GPU = "nvidia.com/gpu"
 
@@ -50,21 +50,21 @@ def test_the_holder_of_the_accelerators_is_named(tenant: Tenant, node: str) -> N
     put_pod(tenant, "train-0", node, 2)
     tenant.lead()
     with_accelerator(tenant, "digits", resourceName=GPU, product="NVIDIA-H200", count=1)
-    until(lambda: tenant.reason("digits") == "InsufficientAccelerators", 30, lambda: message(tenant, "digits"))
+    until(lambda: tenant.reason("digits") == "InsufficientAccelerators", PATIENCE, lambda: message(tenant, "digits"))
     assert f"{node} has 0 of 2 free" in message(tenant, "digits")
     assert f"held by {tenant.name}/train-0 (2 on {node})" in message(tenant, "digits")
     tenant.server.kubectl("cordon", node)
-    until(lambda: f"state of {node} exclude the pods" in message(tenant, "digits"), 30, lambda: message(tenant, "digits"))
+    until(lambda: f"state of {node} exclude the pods" in message(tenant, "digits"), PATIENCE, lambda: message(tenant, "digits"))
     tenant.server.kubectl("uncordon", node)
     tenant.server.kubectl("-n", tenant.name, "delete", "pod", "train-0", "--force", "--grace-period=0")
     # the stranger's pod wakes nobody: the operator looks again by itself
-    until(lambda: tenant.reason("digits") == "Progressing", 30, lambda: message(tenant, "digits"))
+    until(lambda: tenant.reason("digits") == "Progressing", PATIENCE, lambda: message(tenant, "digits"))
 
 
 def test_a_claim_template_is_valid_written_once_and_comes_back(tenant: Tenant) -> None:
     operator = tenant.lead()
     with_accelerator(tenant, "digits", deviceClassName="gpu.nvidia.com", count=1, selectors=["device.driver == 'gpu.nvidia.com'"])
-    found = until(lambda: tenant.names("resourceclaimtemplates"), 30, operator.log.read_text)
+    found = until(lambda: tenant.names("resourceclaimtemplates"), PATIENCE, operator.log.read_text)
     tenant.settle()
     assert found == {
         d for d in tenant.names("deployments") if tenant.get("deployment", d)["spec"]["template"]["spec"].get("resourceClaims")
@@ -81,4 +81,4 @@ def test_a_claim_template_is_valid_written_once_and_comes_back(tenant: Tenant) -
     restarted.end()
     tenant.server.kubectl("-n", tenant.name, "delete", "resourceclaimtemplate", name)
     tenant.lead()
-    until(lambda: tenant.names("resourceclaimtemplates") == {name}, 30)
+    until(lambda: tenant.names("resourceclaimtemplates") == {name}, PATIENCE)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from integration.operator.conftest import Manifest, Tenant, model_deployment, until
+from integration.operator.conftest import PATIENCE, Manifest, Tenant, model_deployment, until
 
 WISH = {"minReplicas": 1, "maxReplicas": 10, "metric": "CPU", "target": 80}
 
@@ -32,11 +32,11 @@ def test_the_autoscaler_gets_the_size_and_keeps_it(tenant: Tenant) -> None:
     (revision,) = tenant.names("deployments")
     tenant.settle()
     patch(tenant, {"serving": {"replicas": 5}})  # an apply of ours now holds it
-    until(lambda: size(tenant, revision) == 5, 20, operator.log.read_text)
+    until(lambda: size(tenant, revision) == 5, PATIENCE, operator.log.read_text)
     assert "slipway" in managers(tenant, revision)
 
     patch(tenant, {"autoscaling": WISH})
-    until(lambda: tenant.names("hpa") == {revision}, 20, operator.log.read_text)
+    until(lambda: tenant.names("hpa") == {revision}, PATIENCE, operator.log.read_text)
     tenant.settle()
     assert size(tenant, revision) == 5
     # as the HorizontalPodAutoscaler controller does it
@@ -45,7 +45,7 @@ def test_the_autoscaler_gets_the_size_and_keeps_it(tenant: Tenant) -> None:
     assert size(tenant, revision) == 7
     # somebody takes a label away: the operator applies again, without the size
     tenant.server.kubectl("-n", tenant.name, "label", "deployment", revision, "slipway.dev/role-", "slipway.dev/artifact-")
-    until(lambda: "slipway.dev/role" in tenant.get("deployment", revision)["metadata"]["labels"], 20, operator.log.read_text)
+    until(lambda: "slipway.dev/role" in tenant.get("deployment", revision)["metadata"]["labels"], PATIENCE, operator.log.read_text)
     tenant.settle()
     assert size(tenant, revision) == 7
     assert "slipway" not in managers(tenant, revision)
@@ -53,7 +53,7 @@ def test_the_autoscaler_gets_the_size_and_keeps_it(tenant: Tenant) -> None:
     tenant.server.kubectl(
         "-n", tenant.name, "patch", "mdep", "digits", "--type=json", "-p", '[{"op": "remove", "path": "/spec/autoscaling"}]'
     )
-    until(lambda: size(tenant, revision) == 5 and not tenant.names("hpa"), 20, operator.log.read_text)
+    until(lambda: size(tenant, revision) == 5 and not tenant.names("hpa"), PATIENCE, operator.log.read_text)
 
 
 def test_a_size_that_an_apply_holds_survives_being_let_go(tenant: Tenant) -> None:
@@ -63,11 +63,11 @@ def test_a_size_that_an_apply_holds_survives_being_let_go(tenant: Tenant) -> Non
     tenant.wait_deployments(1)
     (revision,) = tenant.names("deployments")
     patch(tenant, {"serving": {"replicas": 5}})
-    until(lambda: size(tenant, revision) == 5, 20, operator.log.read_text)
+    until(lambda: size(tenant, revision) == 5, PATIENCE, operator.log.read_text)
     patch(tenant, {"autoscaling": WISH})
-    until(lambda: tenant.names("hpa") == {revision}, 20, operator.log.read_text)
+    until(lambda: tenant.names("hpa") == {revision}, PATIENCE, operator.log.read_text)
     tenant.server.kubectl("-n", tenant.name, "label", "deployment", revision, "slipway.dev/role-")
-    until(lambda: "slipway.dev/role" in tenant.get("deployment", revision)["metadata"]["labels"], 20, operator.log.read_text)
+    until(lambda: "slipway.dev/role" in tenant.get("deployment", revision)["metadata"]["labels"], PATIENCE, operator.log.read_text)
     tenant.settle()
     assert size(tenant, revision) == 5
     assert managers(tenant, revision) == {"slipway-autoscaling"}

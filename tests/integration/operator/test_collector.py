@@ -16,7 +16,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from integration.operator.conftest import Operator, Tenant, ready_status, until
+from integration.operator.conftest import PATIENCE, Operator, Tenant, ready_status, until
 from integration.pipeline.conftest import HTPASSWD, ROOT, RegistryProcess, push_model, registry_binary, start_registry
 from slipway import names
 from slipway.cli.registry import MODEL_TYPE
@@ -105,7 +105,7 @@ def test_an_unreferenced_artifact_goes_after_the_grace_period_and_nothing_else_d
     elsewhere = push(registry, tmp_path, "artifacts/another-namespace", "2" * 64, "elsewhere")
     artifact(tenant, "used", used)
     operator = tenant.lead(**settings(registry))
-    until(lambda: marks(registry, repository), 20, lambda: log(operator))
+    until(lambda: marks(registry, repository), PATIENCE, lambda: log(operator))
     first = marks(registry, repository)
     assert len(first) == 1
     since = int(next(iter(first)).split("-")[1])
@@ -119,11 +119,11 @@ def test_an_unreferenced_artifact_goes_after_the_grace_period_and_nothing_else_d
         seen.update(marks(registry, repository))
         return not has(registry, repository, unused)
 
-    until(is_gone, 20, lambda: log(operator))
+    until(is_gone, PATIENCE, lambda: log(operator))
     assert time.time() - since >= GRACE
     assert seen <= first, "the restart began anew"
     left = {"1" * 64, "v1", "3" * 64}
-    until(lambda: tags(registry, repository) == left, 10, lambda: tags(registry, repository))
+    until(lambda: tags(registry, repository) == left, PATIENCE, lambda: tags(registry, repository))
     assert not has(registry, repository, signature)
     assert all(has(registry, repository, digest) for digest in (used, model, likewise))
     time.sleep(2.5)
@@ -139,16 +139,16 @@ def test_one_that_is_referenced_again_or_may_soon_be_stays(tenant: Tenant, regis
     repository = f"artifacts/{tenant.name}"
     again = push(registry, tmp_path, repository, "1" * 64, "again")
     operator = tenant.lead(**settings(registry, SLIPWAY_REGISTRY_GRACE_SECONDS="8"))
-    until(lambda: marks(registry, repository), 20, lambda: log(operator))
+    until(lambda: marks(registry, repository), PATIENCE, lambda: log(operator))
     artifact(tenant, "again", again)
-    until(lambda: not marks(registry, repository), 20, lambda: log(operator))
+    until(lambda: not marks(registry, repository), PATIENCE, lambda: log(operator))
     waiting = push(registry, tmp_path, repository, "2" * 64, "waiting")
     converting = artifact(tenant, "converting", None)  # its Job may find `waiting` in the registry any time
-    until(lambda: marks(registry, repository), 20, lambda: log(operator))
+    until(lambda: marks(registry, repository), PATIENCE, lambda: log(operator))
     time.sleep(11)
     assert has(registry, repository, waiting)
     finish(tenant, converting, again)
-    until(lambda: not has(registry, repository, waiting), 20, lambda: log(operator))
+    until(lambda: not has(registry, repository, waiting), PATIENCE, lambda: log(operator))
     assert has(registry, repository, again)
 
 
@@ -164,14 +164,14 @@ def test_the_embedded_registry_is_restarted_once(tenant: Tenant, registry: Regis
     def deployment() -> Any:
         return tenant.get("deployment", "slipway-registry")
 
-    until(lambda: not has(registry, repository, gone), 20, lambda: log(operator))
-    until(lambda: names.FREED in deployment()["spec"]["template"]["metadata"]["annotations"], 10, lambda: log(operator))
+    until(lambda: not has(registry, repository, gone), PATIENCE, lambda: log(operator))
+    until(lambda: names.FREED in deployment()["spec"]["template"]["metadata"]["annotations"], PATIENCE, lambda: log(operator))
     found = deployment()
     assert names.GARBAGE not in found["metadata"].get("annotations", {})
     assert found["spec"]["template"]["metadata"]["annotations"]["note"] == "theirs"
     second = push(registry, tmp_path, repository, "2" * 64, "second")
-    until(lambda: not has(registry, repository, second), 20, lambda: log(operator))
-    until(lambda: names.GARBAGE in deployment()["metadata"].get("annotations", {}), 10, lambda: log(operator))
+    until(lambda: not has(registry, repository, second), PATIENCE, lambda: log(operator))
+    until(lambda: names.GARBAGE in deployment()["metadata"].get("annotations", {}), PATIENCE, lambda: log(operator))
     time.sleep(2)
     assert deployment()["spec"] == found["spec"], "once a day"
 
@@ -182,11 +182,15 @@ def test_a_registry_that_forbids_deletion_is_told_once(tenant: Tenant, tmp_path:
         repository = f"artifacts/{tenant.name}"
         kept = push(forbidding, tmp_path, repository, "1" * 64, "kept")
         operator = tenant.lead(**settings(forbidding, SLIPWAY_REGISTRY_GRACE_SECONDS="2"))
-        until(lambda: 'slipway_registry_collections_total{result="DeleteForbidden"} 3.0' in operator.metrics(), 20, lambda: log(operator))
+        until(
+            lambda: 'slipway_registry_collections_total{result="DeleteForbidden"} 3.0' in operator.metrics(),
+            PATIENCE,
+            lambda: log(operator),
+        )
         assert operator.log.read_text().count("does not delete manifests (HTTP 405)") == 1
         assert has(forbidding, repository, kept)
         forbidding.process.kill()
-        until(lambda: 'result="Unavailable"' in operator.metrics(), 20, lambda: log(operator))
+        until(lambda: 'result="Unavailable"' in operator.metrics(), PATIENCE, lambda: log(operator))
         assert operator.leads()
     finally:
         forbidding.process.kill()

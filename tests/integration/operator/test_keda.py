@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import pytest
 
 from integration.conftest import ROOT, ApiServer
-from integration.operator.conftest import Manifest, Tenant, model_deployment, until
+from integration.operator.conftest import PATIENCE, Manifest, Tenant, model_deployment, until
 from integration.operator.test_autoscaling import managers, patch, size
 
 CRD = ROOT / "build/crds/keda.sh_scaledobjects.yaml"
@@ -46,7 +46,7 @@ def autoscalers(tenant: Tenant) -> list[str]:
     return ["ScaledObject"] * len(found) + ["HorizontalPodAutoscaler"] * len(ours)
 
 
-def until_scaled_by(tenant: Tenant, kind: str, seconds: float = 30) -> None:
+def until_scaled_by(tenant: Tenant, kind: str, seconds: float = PATIENCE) -> None:
     """Wait for an autoscaler of that kind; there are never two."""
 
     def is_alone() -> bool:
@@ -84,7 +84,7 @@ def serve(tenant: Tenant, wish: Manifest) -> str:
     tenant.wait_deployments(1)
     (revision,) = tenant.names("deployments")
     run_pods(tenant, revision)
-    until(lambda: condition(tenant, "Ready")[0] == "True", 20, lambda: tenant.operators[-1].log.read_text()[-3000:])
+    until(lambda: condition(tenant, "Ready")[0] == "True", PATIENCE, lambda: tenant.operators[-1].log.read_text()[-3000:])
     return revision
 
 
@@ -129,7 +129,7 @@ def test_another_provider_waits_until_keda_has_let_go(keda: ApiServer, tenant: T
     tenant.server.kube.patch(tenant.name, "scaledobject", revision, {"metadata": {"finalizers": [FINALIZER]}})
     operator.end()
     tenant.lead(**SETTINGS, SLIPWAY_AUTOSCALING_PROVIDER="HPA")
-    until(lambda: "deletionTimestamp" in tenant.get("scaledobject", revision)["metadata"], 20)
+    until(lambda: "deletionTimestamp" in tenant.get("scaledobject", revision)["metadata"], PATIENCE)
     tenant.settle()
     assert autoscalers(tenant) == ["ScaledObject"]
     tenant.server.kube.patch(tenant.name, "scaledobject", revision, {"metadata": {"finalizers": None}})
@@ -143,23 +143,23 @@ def test_a_model_sleeps_through_repairs_a_kill_and_many_looks(keda: ApiServer, t
     until_scaled_by(tenant, "ScaledObject")
     assert tenant.get("scaledobject", revision)["spec"]["minReplicaCount"] == 0
     scale(tenant, revision, 0)
-    until(lambda: condition(tenant, "Ready") == ("True", "ScaledToZero"), 20, operator.log.read_text)
+    until(lambda: condition(tenant, "Ready") == ("True", "ScaledToZero"), PATIENCE, operator.log.read_text)
     # somebody takes a label away: the operator applies again, without the size
     tenant.server.kubectl("-n", tenant.name, "label", "deployment", revision, "slipway.dev/role-")
-    until(lambda: "slipway.dev/role" in tenant.get("deployment", revision)["metadata"]["labels"], 20, operator.log.read_text)
+    until(lambda: "slipway.dev/role" in tenant.get("deployment", revision)["metadata"]["labels"], PATIENCE, operator.log.read_text)
     tenant.settle()
     assert size(tenant, revision) == 0
     assert "slipway" not in managers(tenant, revision)
     operator.end(signal.SIGKILL)
     begin = tenant.audit.stat().st_size
     operator = tenant.start(**SETTINGS)
-    until(operator.leads, 60, operator.log.read_text)  # the lease of the one that was killed runs out first
+    until(operator.leads, PATIENCE, operator.log.read_text)  # the lease of the one that was killed runs out first
     time.sleep(5)  # some resyncs
     assert not tenant.writes(begin), tenant.writes(begin)
     assert (size(tenant, revision), autoscalers(tenant)) == (0, ["ScaledObject"])
     scale(tenant, revision, 1)
-    until(lambda: condition(tenant, "Ready") == ("True", "Ready"), 20, operator.log.read_text)
+    until(lambda: condition(tenant, "Ready") == ("True", "Ready"), PATIENCE, operator.log.read_text)
     tenant.settle()
     assert size(tenant, revision) == 1
     patch(tenant, {"autoscaling": None})
-    until(lambda: not autoscalers(tenant), 20, operator.log.read_text)
+    until(lambda: not autoscalers(tenant), PATIENCE, operator.log.read_text)

@@ -17,6 +17,7 @@ import yaml
 
 from integration.conftest import ApiServer
 from integration.forks import operator as fork_operator
+from integration.operator.conftest import PATIENCE
 from integration.ports import operator_ports
 from kube import NotFound
 from slipway.plan.artifact import artifact_manifest, artifact_spec
@@ -65,7 +66,7 @@ class Scene:
             with suppress(NotFound):  # a comparator may be gone by now
                 self.server.kube.patch(self.namespace, "deployment", deployment["metadata"]["name"], said, subresource="status")
 
-    def until(self, question: Callable[[], Any], seconds: float = 45) -> Any:
+    def until(self, question: Callable[[], Any], seconds: float = PATIENCE) -> Any:
         """Wait for an answer, letting pods come up meanwhile."""
         end, answer = time.monotonic() + seconds, None
         while time.monotonic() < end:
