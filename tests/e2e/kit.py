@@ -404,7 +404,7 @@ def mdep(
 # -- load --
 
 # 16 connections; ends 15 s after the answers have changed (the old revision drains for 10), after its limit, or on SIGTERM.
-# 300 requests a second: more finds no more, and takes CPU from what else runs.
+# At most 320 requests a second, as more takes CPU from what else runs.
 LOAD = """
 import http.client, json, signal, sys, threading, time
 name, limit = sys.argv[1], float(sys.argv[2])

@@ -161,7 +161,7 @@ CASES = [
     Case("runtime-missing", "ServingRuntimeMissing", lambda name: [mdep(name, "configmap://good", serving={"runtime": "absent"})]),
 ]  # fmt: skip
 # What goes the same way as others here and differs only in what `convert` or `validate` says, of which test_bad_input.py of the
-# pipeline has every row: a conversion in a pod takes eight seconds of CPU.
+# pipeline has every row: a conversion in a pod takes seconds of CPU.
 SAME_WAY = (
     "entrypoint-missing",
     "entrypoint-returns-a-dict",
