@@ -17,7 +17,7 @@ help: ## What the targets do
 	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z0-9-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 ##@ Work
-.PHONY: setup lint type unit integration e2e nightly test
+.PHONY: setup lint type unit integration integration-api integration-pipeline e2e nightly test
 SETUP_INPUTS := hack/requirements-dev.txt hack/requirements-build.txt operator/pyproject.toml runtime-image/pyproject.toml $(shell find runtime-image/http2 -type f)
 setup: .venv/.stamp ## The virtual environment, from the hashed lock file
 .venv/.stamp: $(SETUP_INPUTS) hack/setup.sh
@@ -38,9 +38,15 @@ unit: setup ## No cluster, no network
 	@hack/prometheus.sh install
 	$(V)/python -m pytest tests/unit -m 'not nightly' -n 2 $(PYTEST_ARGS)
 
-integration: setup ## Against a real API server (hack/apiserver.sh)
+integration: integration-api integration-pipeline ## Against a real API server (hack/apiserver.sh)
+
+integration-api: setup
 	@hack/tools.sh kubernetes registry registry-gc helm versitygw fake-gcs-server gateway-api
-	$(V)/python -m pytest tests/integration -m 'not nightly' -n 4 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+	$(V)/python -m pytest tests/integration --ignore tests/integration/pipeline -m 'not nightly' -n 4 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+
+integration-pipeline: setup
+	@hack/tools.sh kubernetes registry versitygw fake-gcs-server
+	$(V)/python -m pytest tests/integration/pipeline -m 'not nightly' -n 3 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 e2e: setup cluster images ## On the kind cluster
 	$(V)/python -m pytest tests/e2e -m 'not nightly and not last' -n 5 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
@@ -51,9 +57,9 @@ nightly: setup libtorch cluster images ## What takes too long for every change: 
 	$(V)/python -m pytest tests/unit tests/integration -m nightly --timeout=1800 $(PYTEST_ARGS)
 	$(V)/python -m pytest tests/e2e -m nightly $(PYTEST_ARGS)
 
-# The e2e tests wait for the cluster half of their time: what needs none runs beside them. `verify` writes files that both read.
+# What promises something in seconds has the machine for itself; beside the e2e tests, which wait half of their time, runs what only computes.
 test: ## All of the above but nightly, and that generated files are current
-	@hack/timed.sh setup verify -- cluster images e2e -- lint type integration -- unit
+	@hack/timed.sh setup verify lint type integration-api -- cluster images e2e -- integration-pipeline unit
 
 ##@ Run
 .PHONY: demo demo-canary cluster cluster-down images libtorch

@@ -10,10 +10,9 @@ TIMES=$(mktemp -d) PIDS=() FAILED=''
 exec 3>&2
 
 # The first lane waits for the cluster half of its time, and the others take what it leaves: by nice, a tenth or so less for each step.
-# The integration tests promise some things in seconds (a leader's successor within twenty), so they come before what only computes.
-# It counts against all that is not of this session, as the pods of the cluster are, only where kernel.sched_autogroup_enabled is 0.
-rank() { # LANE TARGET: its niceness
-  case $1:$2 in [01]:*) echo 0 ;; *:integration) echo 5 ;; *) echo 15 ;; esac
+# That counts against all that is not of this session, as the pods of the cluster are, only where kernel.sched_autogroup_enabled is 0.
+rank() { # LANE: its niceness
+  [ "$1" -le 1 ] && echo 0 || echo 15
 }
 
 # lane NUMBER TARGET...: the times go to a file of that number, line by line
@@ -22,10 +21,10 @@ lane() {
   for target; do
     from=$SECONDS
     # env gives make and pytest the usual answer to an interrupt, which a shell in the background has not
-    if nice -n "$(rank "$number" "$target")" env --default-signal=INT make "$target"; then
-      printf '%-12s %5d s\n' "$target" $((SECONDS - from)) >>"$TIMES/$number"
+    if nice -n "$(rank "$number")" env --default-signal=INT make "$target"; then
+      printf '%-20s %5d s\n' "$target" $((SECONDS - from)) >>"$TIMES/$number"
     else
-      printf '%-12s %5d s  failed\n' "$target" $((SECONDS - from)) >>"$TIMES/$number"
+      printf '%-20s %5d s  failed\n' "$target" $((SECONDS - from)) >>"$TIMES/$number"
       say "make $target failed after $((SECONDS - from)) s" 2>&3
       return 1
     fi
@@ -72,6 +71,6 @@ lane 0 "${alone[@]}" || FAILED=1
 [ -n "$FAILED" ] || [ ${#groups[@]} = 1 ] || side_by_side "${groups[@]:1}"
 cat "$TIMES"/[01] 2>/dev/null || true
 for number in $(seq 2 $((${#groups[@]} - 1))); do sed 's/$/  beside/' "$TIMES/$number" 2>/dev/null || true; done
-printf '%-12s %5d s\n' total $SECONDS
+printf '%-20s %5d s\n' total $SECONDS
 rm -rf "$TIMES"
 [ -z "$FAILED" ] || die "failed: see the table"

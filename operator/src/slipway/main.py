@@ -36,6 +36,8 @@ from slipway.store import Store
 from slipway.worker import Worker
 
 LOG = logging.getLogger("slipway")
+NOT_FOUND = 404
+WATCH_SECONDS = 0.2  # before watching anew; short, as a signal is heard only while kopf runs
 SHIPPED_SECONDS = 3.0  # between looks at the shipped ServingRuntimes; one that finds nothing missing costs no request
 
 
@@ -113,8 +115,19 @@ def _collector(settings: Settings, session: aiohttp.ClientSession, cluster: Clus
 async def _watch(  # noqa: PLR0913, PLR0917 - what kopf is connected to
     settings: Settings, store: Store, queue: KeyQueue, resync: Resync, identity: str, ready: asyncio.Event
 ) -> None:
-    """Run kopf."""
-    await resync.find_keda()
+    """Run kopf, and begin anew when a kind that it watches is gone: a 404 ends it when that comes before the news of the deletion."""
+    while True:
+        await resync.find_keda()
+        try:
+            return await _kopf(settings, store, queue, identity, ready)
+        except Exception as error:
+            if getattr(error, "status", None) != NOT_FOUND:  # the type is private
+                raise
+            LOG.warning("a watched kind is gone (%s); watching anew", error)
+            await asyncio.sleep(WATCH_SECONDS)
+
+
+async def _kopf(settings: Settings, store: Store, queue: KeyQueue, identity: str, ready: asyncio.Event) -> None:
     registry = kopf.OperatorRegistry()
     register(registry, store, queue)
 

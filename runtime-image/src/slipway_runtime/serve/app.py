@@ -149,6 +149,7 @@ class App:
         self.metrics.set_artifact(model.artifact.digest, model.artifact.format, model.artifact.precision)
         if self.phase == LOADING:
             self.phase = READY
+        self.tell()
 
     def join(self, place: Place) -> None:
         """Be one of several workers: tell the others what is counted here, and answer for them."""
@@ -159,7 +160,7 @@ class App:
     def tell(self) -> None:
         """Tell the other workers, if there are any, what is counted here, and what is wrong."""
         if self.place is not None:
-            self.place.write(self.metrics.state() | {"trouble": self._trouble()})
+            self.place.write(self.metrics.state() | {"trouble": self._trouble(), "ready": self.phase == READY})
 
     def close(self, timeout: float) -> bool:
         """Stop the lanes; False when one is still inside the model after `timeout` seconds."""
@@ -410,6 +411,10 @@ class App:
     def _server(self) -> Response:
         return json_response(self.server_metadata())
 
+    def is_ready(self) -> bool:
+        """Whether the model can be asked, whichever worker is."""
+        return self.phase == READY and (self.place is None or self.place.are_others_ready())
+
     def is_live(self) -> tuple[bool, str]:
         """Whether this process works, and if not, why."""
         trouble = self._trouble()
@@ -430,16 +435,16 @@ class App:
         return json_response({"live": live} if live else {"live": live, "reason": reason}, 200 if live else 503)
 
     def _ping(self) -> Response:
-        healthy = self.phase == READY and self.all_live()[0]
+        healthy = self.is_ready() and self.all_live()[0]
         return json_response({"status": "Healthy" if healthy else "Unhealthy"}, 200 if healthy else 503)
 
     def _ready(self) -> Response:
-        if self.phase == READY:
+        if self.is_ready():
             return json_response({"ready": True})
-        return json_response({"ready": False, "reason": self.phase}, 503)
+        return json_response({"ready": False, "reason": self.phase if self.phase != READY else "another worker is not ready"}, 503)
 
     def _model_ready(self) -> Response:
-        ready = self.phase == READY
+        ready = self.is_ready()
         return json_response({"name": self.options.name, "ready": ready}, 200 if ready else 503)
 
     def _metadata(self) -> Response:

@@ -14,7 +14,7 @@ from google.protobuf import json_format
 from google.protobuf.message import DecodeError
 
 from slipway_runtime.serve import oip, triton
-from slipway_runtime.serve.app import READY, App, rows_of
+from slipway_runtime.serve.app import App, rows_of
 from slipway_runtime.serve.app import Call as Question
 from slipway_runtime.serve.batching import model_error
 from slipway_runtime.serve.calls import WINDOW_BYTES, Call, Code, Methods, Port, Streaming, Unary
@@ -50,7 +50,7 @@ class Rpc:
         """All methods by path."""
         answers: dict[str, Callable[[Any], dict[str, Any]]] = {
             "ServerLive": lambda _: {"live": self._app.all_live()[0]},
-            "ServerReady": lambda _: {"ready": self._app.phase == READY},
+            "ServerReady": lambda _: {"ready": self._app.is_ready()},
             "ModelReady": self._model_ready,
             "ServerMetadata": lambda _: self._app.server_metadata(),
             "ModelMetadata": self._metadata,
@@ -166,7 +166,7 @@ class Rpc:
         return self._app.loaded()
 
     def _model_ready(self, request: Any) -> dict[str, Any]:
-        if self._app.phase != READY:
+        if not self._app.is_ready():
             return {"ready": False}
         self._known(request.name, request.version)
         return {"ready": True}
@@ -192,7 +192,7 @@ class Rpc:
 
     def _health(self, call: Call, data: bytes) -> None:
         """grpc.health.v1: HealthCheckResponse with status SERVING or NOT_SERVING."""
-        call.reply(b"\x08\x01" if self._app.phase == READY and self._app.all_live()[0] else b"\x08\x02")
+        call.reply(b"\x08\x01" if self._app.is_ready() and self._app.all_live()[0] else b"\x08\x02")
 
 
 class _Stream:

@@ -30,11 +30,15 @@ _SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGCHLD}
 
 
 class Board:
-    """Shared memory with a place for each worker: written by it alone, read by all. To be made before the fork."""
+    """Shared memory with a place for each worker: written by it alone, read by all. To be made before the fork.
+
+    Attributes:
+        workers: how many there are.
+    """
 
     def __init__(self, workers: int) -> None:
         """Make it; all places are empty."""
-        self._workers = workers
+        self.workers = workers
         self._memory = mmap.mmap(-1, workers * _SLOT)
 
     def write(self, worker: int, state: State) -> None:
@@ -54,7 +58,7 @@ class Board:
 
     def others(self, worker: int) -> list[State]:
         """The states of all other workers that have written one."""
-        return [state for number in range(self._workers) if number != worker and (state := self._read(number)) is not None]
+        return [state for number in range(self.workers) if number != worker and (state := self._read(number)) is not None]
 
     def _read(self, worker: int) -> State | None:
         start = worker * _SLOT
@@ -81,6 +85,11 @@ class Place:
     def others(self) -> list[State]:
         """What the others told."""
         return self.board.others(self.number)
+
+    def are_others_ready(self) -> bool:
+        """Whether all others are there and ready: the kernel deals the connections out, and one is as likely asked as another."""
+        states = self.others()
+        return len(states) == self.board.workers - 1 and all(state["ready"] for state in states)
 
 
 def run_workers(count: int, work: Callable[[int], int]) -> int:
