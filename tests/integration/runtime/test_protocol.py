@@ -134,7 +134,9 @@ def test_chunked_body_and_expect_continue(server):
 
 def test_an_offer_to_upgrade_is_declined_by_answering(server):
     offer = ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAAA")
-    assert server.raw(post(body_of(1.0), *offer)).startswith(b"HTTP/1.1 200 OK")
+    # Who closes earlier goes without the answer when the model runs in a lane, as on a busy machine.
+    last = b"GET /v2 HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n"
+    assert server.raw(post(body_of(1.0), *offer) + last, end=False).count(b"HTTP/1.1 200 OK") == 2
     get = "\r\n".join(["GET /v2 HTTP/1.1", "Host: h", *offer]).encode() + b"\r\n\r\n"
     assert server.raw(get + post(body_of(1.0), "Connection: close"), end=False).count(b"HTTP/1.1 200 OK") == 2
 
