@@ -57,9 +57,10 @@ nightly: setup libtorch cluster images ## What takes too long for every change: 
 	$(V)/python -m pytest tests/unit tests/integration -m nightly --timeout=1800 $(PYTEST_ARGS)
 	$(V)/python -m pytest tests/e2e -m nightly $(PYTEST_ARGS)
 
-# What promises something in seconds has the machine for itself; beside the e2e tests, which wait half of their time, runs what only computes.
+# The images come before the tests that need none: the nodes of a new cluster pull them meanwhile. What promises something in seconds has the
+# machine for itself; beside the e2e tests, which wait half of their time, runs what only computes.
 test: ## All of the above but nightly, and that generated files are current
-	@hack/timed.sh setup verify lint type integration-api -- cluster images e2e -- integration-pipeline unit
+	@hack/timed.sh setup verify lint type cluster images unit integration-api -- e2e -- integration-pipeline
 
 ##@ Run
 .PHONY: demo demo-canary cluster cluster-down images libtorch
