@@ -83,6 +83,11 @@ class Running:
             time.sleep(0.02)
         raise AssertionError(f"not ready: {self.log.read_text()}")
 
+    @property
+    def is_inline(self) -> bool:
+        """Whether the model runs on the event loop: on a busy machine it may have been measured as too slow for that."""
+        return "inline up to" in self.log.read_text()
+
     def terminate(self) -> None:
         self.process.send_signal(signal.SIGTERM)
 

@@ -79,7 +79,7 @@ def test_a_stuck_worker_is_seen_whichever_is_asked(start, seconds):
             server.infer("m", [[-60.0]])
 
     threading.Thread(target=ask, daemon=True).start()
-    if seconds:
+    if not server.is_inline:  # one on the event loop ends the process itself
         wait_for(lambda: all(is_seen(by_grpc) for by_grpc in (False, True) for _ in range(8)))
         server.terminate()  # as the kubelet does then
     assert server.wait() == 65
