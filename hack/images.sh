@@ -14,7 +14,9 @@ TO=${SLIPWAY_IMAGE_REGISTRY:-localhost:$REGISTRY_PORT}
 export DOCKER_BUILDKIT=0                             # the engine of hosts without a registry has no buildx
 
 sources() { # FOLDER: what an image of it depends on, generated files aside
-  (cd "$REPO" && find "$1/src" $([ ! -d "$1/http2" ] || echo "$1/http2") "$1/pyproject.toml" "$1/Dockerfile" .dockerignore hack/requirements-build.txt -type f ! -path '*/__pycache__/*' | LC_ALL=C sort)
+  local parts=("$1/src" "$1/pyproject.toml" "$1/Dockerfile" .dockerignore hack/requirements-build.txt)
+  [ "$1" != runtime-image ] || parts+=(runtime-image/http2)
+  (cd "$REPO" && find "${parts[@]}" -type f ! -path '*/__pycache__/*' | LC_ALL=C sort)
 }
 
 # tag_of FOLDER FILE...: content hash over sources, the given lock files and the base image

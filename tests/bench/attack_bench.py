@@ -20,6 +20,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -50,11 +51,41 @@ Counts = Counter[str]
 # --- clients ----------------------------------------------------------------------------------------------------------
 
 
-class Http:
-    """A client of HTTP/1.1 that sends what it is told, and connects again when it has to, or has waited `patience` seconds."""
+def conversation() -> h2.connection.H2Connection:
+    """HTTP/2 of a client that has said hello."""
+    made = h2.connection.H2Connection(h2.config.H2Configuration(client_side=True, header_encoding=None))
+    made.initiate_connection()
+    return made
+
+
+def call(made: h2.connection.H2Connection, data: bytes, *, end: bool = True) -> None:
+    """A call of ModelInfer with these bytes."""
+    stream = made.get_next_available_stream_id()
+    head = [(b":method", b"POST"), (b":scheme", b"http"), (b":path", METHOD), (b":authority", b"x")]
+    made.send_headers(stream, [*head, (b"content-type", b"application/grpc")])
+    made.send_data(stream, data, end_stream=end)
+
+
+def framed(message: bytes) -> bytes:
+    """A message as gRPC sends it."""
+    return b"\0" + len(message).to_bytes(4, "big") + message
+
+
+class Client:
+    """A connection that is made anew when it has to be, or when nothing came for `patience` seconds."""
 
     def __init__(self, port: int, patience: float = 30) -> None:
         self.port, self.patience, self.socket = port, patience, None
+
+    def close(self) -> None:
+        """Connect again at the next question."""
+        if self.socket is not None:
+            self.socket.close()
+            self.socket = None
+
+
+class Http(Client):
+    """A client of HTTP/1.1 that sends what it is told."""
 
     def ask(self, data: bytes) -> str:
         """Send bytes and read one answer; its status, or "cut off"."""
@@ -89,28 +120,16 @@ class Http:
             self.close()
         return head[9:12].decode()
 
-    def close(self) -> None:
-        """Connect again at the next question."""
-        if self.socket is not None:
-            self.socket.close()
-            self.socket = None
 
-
-class Rpc:
+class Rpc(Client):
     """A client of gRPC on h2, which is slow, but sends what it is told."""
-
-    def __init__(self, port: int, patience: float = 30) -> None:
-        self.port, self.patience, self.socket = port, patience, None
 
     def ask(self, message: bytes) -> str:
         """Send one message; the grpc-status of its answer, or "cut off"."""
         try:
             if self.socket is None:
                 self.connect()
-            stream = self.h2.get_next_available_stream_id()
-            head = [(b":method", b"POST"), (b":scheme", b"http"), (b":path", METHOD), (b":authority", b"x")]
-            self.h2.send_headers(stream, [*head, (b"content-type", b"application/grpc")])
-            self.h2.send_data(stream, b"\0" + len(message).to_bytes(4, "big") + message, end_stream=True)
+            call(self.h2, framed(message))
             self.socket.sendall(self.h2.data_to_send())
             return self.status()
         except (OSError, h2.exceptions.ProtocolError):
@@ -120,8 +139,7 @@ class Rpc:
     def connect(self) -> None:
         """A new connection."""
         self.socket = socket.create_connection(("127.0.0.1", self.port), self.patience)
-        self.h2 = h2.connection.H2Connection(h2.config.H2Configuration(client_side=True, header_encoding=None))
-        self.h2.initiate_connection()
+        self.h2 = conversation()
 
     def status(self) -> str:
         """The grpc-status of the answer."""
@@ -140,12 +158,6 @@ class Rpc:
                     return f"grpc {status}"
                 elif isinstance(event, h2.events.StreamReset | h2.events.ConnectionTerminated):
                     raise OSError
-
-    def close(self) -> None:
-        """Connect again at the next question."""
-        if self.socket is not None:
-            self.socket.close()
-            self.socket = None
 
 
 # --- attacks ----------------------------------------------------------------------------------------------------------
@@ -224,34 +236,25 @@ def malformed_rpc(target: Target) -> Counts:
 
 def in_threads(target: Target, client: type[Http | Rpc], request: Callable[[random.Random], bytes]) -> Counts:
     """Clients that ask as fast as they are answered; what they were answered."""
-    counts = Counts()
 
-    def work() -> None:
+    def work(_: int) -> Counts:
         own, asks = Counts(), client(target.port, 0.2)
         for random_ in target.until():
             own[asks.ask(request(random_))] += 1
-        counts.update(own)
+        return own
 
-    threads = [threading.Thread(target=work) for _ in range(CLIENTS)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return counts
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        return sum(pool.map(work, range(CLIENTS)), Counts())
 
 
 def damaged_http2(target: Target) -> Counts:
     """Conversations in HTTP/2 with a few bytes changed, each on a connection of its own."""
-    counts, message = Counts(), target.good_rpc()
-    client = h2.connection.H2Connection(h2.config.H2Configuration(client_side=True, header_encoding=None))
-    client.initiate_connection()
-    for stream in (1, 3, 5):
-        head = [(b":method", b"POST"), (b":scheme", b"http"), (b":path", METHOD), (b":authority", b"x")]
-        client.send_headers(stream, [*head, (b"content-type", b"application/grpc")])
-        client.send_data(stream, b"\0" + len(message).to_bytes(4, "big") + message, end_stream=True)
-    conversation = client.data_to_send()
+    counts, client = Counts(), conversation()
+    for _ in range(3):
+        call(client, framed(target.good_rpc()))
+    said = client.data_to_send()
     for random_ in target.until():
-        counts[sent(target.port, mutated_bytes(conversation, random_))] += 1
+        counts[sent(target.port, mutated_bytes(said, random_))] += 1
     return counts
 
 
@@ -325,9 +328,10 @@ def settings_flood(target: Target) -> Counts:
 
 def large_bodies(target: Target) -> Counts:
     """Bodies of 1 GB, announced, and in chunks without an end."""
-    counts, block = Counts(), bytes(1 << 20)
+    block = bytes(1 << 20)
 
-    def work(head: bytes, piece: bytes) -> None:
+    def work(row: tuple[bytes, bytes]) -> Counts:
+        counts, (head, piece) = Counts(), row
         end = time.monotonic() + target.seconds
         while time.monotonic() < end:
             status, sent_bytes = "cut off", 0
@@ -340,16 +344,13 @@ def large_bodies(target: Target) -> Counts:
                 open_socket.settimeout(5)
                 status = open_socket.recv(65536)[9:12].decode() or "cut off"
             counts[status] += 1
+        return counts
 
     start = b"POST %b HTTP/1.1\r\nhost: x\r\n" % INFER.encode()
     announced, chunked = start + b"content-length: 1073741824\r\n\r\n", start + b"transfer-encoding: chunked\r\n\r\n"
     rows = [(announced, block), (announced, block), (chunked, b"100000\r\n" + block + b"\r\n"), (chunked, b"100000\r\n" + block + b"\r\n")]
-    threads = [threading.Thread(target=work, args=row) for row in rows]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return counts
+    with ThreadPoolExecutor(len(rows)) as pool:
+        return sum(pool.map(work, rows), Counts())
 
 
 def large_messages(target: Target) -> Counts:
@@ -360,10 +361,7 @@ def large_messages(target: Target) -> Counts:
         client = Rpc(target.port)
         with suppress(OSError, h2.exceptions.ProtocolError):
             client.connect()
-            stream = client.h2.get_next_available_stream_id()
-            head = [(b":method", b"POST"), (b":scheme", b"http"), (b":path", METHOD), (b":authority", b"x")]
-            client.h2.send_headers(stream, [*head, (b"content-type", b"application/grpc")])
-            client.h2.send_data(stream, data)
+            call(client.h2, data, end=False)
             client.socket.sendall(client.h2.data_to_send())
             counts[client.status()] += 1
         client.close()

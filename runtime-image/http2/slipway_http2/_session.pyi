@@ -6,10 +6,12 @@ COMPRESSED: Final = 2
 END: Final = 3
 CLOSED: Final = 4
 DRAINED: Final = 5
-REFUSED: Final = 6
+DAMAGED: Final = 6
+TOO_LARGE: Final = 7
 
 Headers = list[tuple[bytes, bytes]]
-# What comes with an event: CALL the headers as dict[bytes, bytes]; MESSAGE its bytes; CLOSED the error code of HTTP/2; REFUSED the words.
+# With CALL come the headers as dict[bytes, bytes], with MESSAGE and COMPRESSED bytes, with CLOSED the error code of HTTP/2, with DAMAGED
+# and TOO_LARGE words, with all others None.
 Event = tuple[int, int, Any]
 
 class ProtocolError(Exception): ...

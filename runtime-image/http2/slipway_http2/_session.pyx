@@ -13,7 +13,7 @@ from libc.string cimport memcpy
 
 from slipway_http2.nghttp2 cimport *
 
-CALL, MESSAGE, COMPRESSED, END, CLOSED, DRAINED, REFUSED = range(7)
+CALL, MESSAGE, COMPRESSED, END, CLOSED, DRAINED, DAMAGED, TOO_LARGE = range(8)
 
 cdef enum:
     PREFIX = 5  # a flag (compressed) and the length in network byte order
@@ -119,7 +119,7 @@ cdef class Session:
         """What has happened since the last look, in order: (kind, stream, what comes with it).
 
         CALL: its headers as a dict. MESSAGE, or COMPRESSED, by what its headers name: bytes.
-        END: the peer sends no more. REFUSED: words; a message too long or damaged, and no more is read of that call.
+        END: the peer sends no more. DAMAGED, TOO_LARGE: words about a message, and no more is read of that call.
         DRAINED: all that was sent has gone to the connection. CLOSED: the error code of HTTP/2, 0 at the end of a good call.
         """
         cdef list events = self._events
@@ -304,7 +304,7 @@ cdef int on_frame_received(nghttp2_session *session, const nghttp2_frame *frame,
         if stream.is_dropped:
             return 0
         if stream.prefix_bytes:
-            drop(self, stream, "the last message is cut off")
+            drop(self, stream, DAMAGED, "the last message is cut off")
         else:
             self._events.append((END, stream.id, None))
     return 0
@@ -341,9 +341,9 @@ cdef int take(Session self, Stream stream, const uint8_t *data, size_t size) exc
                 return 0
             length = (<Py_ssize_t>stream.prefix[1] << 24) | (stream.prefix[2] << 16) | (stream.prefix[3] << 8) | stream.prefix[4]
             if stream.prefix[0] > 1:
-                return drop(self, stream, "a message begins with a byte other than 0 or 1")
+                return drop(self, stream, DAMAGED, "a message begins with a byte other than 0 or 1")
             if length > self._max_message_bytes:
-                return drop(self, stream, f"a message of {length} bytes is larger than {self._max_message_bytes}")
+                return drop(self, stream, TOO_LARGE, f"a message of {length} bytes is larger than {self._max_message_bytes}")
             # Pages that are never written take no memory: a length alone costs nothing.
             stream.message = PyBytes_FromStringAndSize(NULL, length)
             stream.filled = 0
@@ -367,11 +367,11 @@ cdef int done(Session self, Stream stream) except -1:
     return 0
 
 
-cdef int drop(Session self, Stream stream, str why) except -1:
+cdef int drop(Session self, Stream stream, int kind, str why) except -1:
     stream.is_dropped = True
     stream.message = None
     stream.prefix_bytes = 0
-    self._events.append((REFUSED, stream.id, why))
+    self._events.append((kind, stream.id, why))
     return 0
 
 

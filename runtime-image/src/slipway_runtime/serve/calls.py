@@ -141,8 +141,7 @@ class Call:
         if self.is_answered:
             return
         self.is_answered, self.cancel = True, None
-        trailers = [(b"grpc-status", b"%d" % code), (b"grpc-message", quote(message, safe=_PLAIN).encode())]
-        trailers += [(name.encode(), value.encode()) for name, value in (headers or {}).items()]
+        trailers = _status(code, message) + [(name.encode(), value.encode()) for name, value in (headers or {}).items()]
         session = self._connection.session
         if self._listener is None:
             session.refuse(self.stream, _HEAD + trailers)
@@ -280,7 +279,7 @@ class Connection(asyncio.Protocol):
         self._received = 0
         self._write_paused_at = 0.0
         self._idle_at = self._loop.time()
-        self._is_receiving = self._is_flush_due = self._is_announced = self._is_going = False
+        self._will_write = self._is_flush_due = self._is_announced = self._is_going = False
         self.session = http2.Session(limits.max_body_bytes, MAX_CALLS, MAX_HEADER_BYTES, WINDOW_BYTES)
 
     # --- asyncio.Protocol -----------------------------------------------------------------------------------------
@@ -307,7 +306,7 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Take the messages in `data`, and write at once what is answered at once."""
         self._received += len(data)
-        self._is_receiving = True
+        self._will_write = True
         try:
             self.session.receive(data)
             self._handle()
@@ -315,7 +314,7 @@ class Connection(asyncio.Protocol):
             log.debug("not HTTP/2: %s", error)
             self._transport.close()
         finally:
-            self._is_receiving = False
+            self._will_write = False
         self._write()
 
     def eof_received(self) -> bool:
@@ -362,7 +361,7 @@ class Connection(asyncio.Protocol):
         elif kind == http2.DRAINED:
             call.drained()
         else:
-            call.fail(Code.RESOURCE_EXHAUSTED if "larger" in value else Code.INTERNAL, value)
+            call.fail(Code.RESOURCE_EXHAUSTED if kind == http2.TOO_LARGE else Code.INTERNAL, value)
 
     def _begin(self, stream: int, headers: dict[bytes, bytes]) -> None:
         kind = headers.get(b"content-type", b"")
@@ -371,10 +370,10 @@ class Connection(asyncio.Protocol):
         if kind != _TEXT and not kind.startswith((_TEXT + b"+", _TEXT + b";")):
             return self.session.refuse(stream, [(b":status", b"415")], _NO_GRPC)
         path = headers[b":path"]
-        method = self._port.methods.get(path, _UNKNOWN)
-        self._calls[stream] = call = Call(self, stream, method, headers, self._loop.time())
-        if method is _UNKNOWN:
-            call.fail(Code.UNIMPLEMENTED, f"no method {path[:200].decode('latin-1')}")
+        method = self._port.methods.get(path)
+        if method is None:
+            return self.session.refuse(stream, _HEAD + _status(Code.UNIMPLEMENTED, f"no method {path[:200].decode('latin-1')}"))
+        self._calls[stream] = Call(self, stream, method, headers, self._loop.time())
         return None
 
     def _forget(self, call: Call) -> None:
@@ -386,8 +385,8 @@ class Connection(asyncio.Protocol):
     # --- out ------------------------------------------------------------------------------------------------------
 
     def flush(self) -> None:
-        """Write soon: what is answered in one turn of the loop goes out together."""
-        if not self._is_receiving and not self._is_flush_due:
+        """Write soon: what is answered in one turn of the loop goes out together, and what events answer once they are through."""
+        if not self._will_write and not self._is_flush_due:
             self._is_flush_due = True
             self._loop.call_soon(self._write)
 
@@ -396,13 +395,13 @@ class Connection(asyncio.Protocol):
         transport = self._transport
         if transport.is_closing():
             return
-        self._is_receiving = True  # what the events below answer is written by this loop
+        self._will_write = True
         try:
             while not self._write_paused_at and (data := self.session.data_to_send(WRITE_BYTES)):
                 transport.write(data)
                 self._handle()
         finally:
-            self._is_receiving = False
+            self._will_write = False
         if self.session.is_over and (self._is_going or not self._is_announced):
             transport.close()
 
@@ -476,9 +475,8 @@ def _unpacked(data: bytes, encoding: str, max_bytes: int) -> bytes:
     return decoded(data, encoding, max_bytes)
 
 
-def _unknown(call: Call, data: bytes) -> None:
-    raise NotImplementedError  # it has been refused
+def _status(code: Code, message: str) -> list[tuple[bytes, bytes]]:
+    return [(b"grpc-status", b"%d" % code), (b"grpc-message", quote(message, safe=_PLAIN).encode())]
 
 
-_UNKNOWN = Unary(_unknown)
 _PLAIN = "".join(chr(code) for code in range(0x20, 0x7F) if chr(code) != "%")  # what grpc-message leaves as it is

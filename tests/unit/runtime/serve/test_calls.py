@@ -77,6 +77,12 @@ class Service:
         }
         self.port = Port(methods, limits, self.loop)
 
+    def look(self, seconds):
+        """Time passes, and once a second somebody looks at the clients."""
+        for _ in range(seconds):
+            self.port.check(self.loop.now)
+            self.loop.now += 1
+
     def later(self, call, data):
         self.calls.append((call, data))
         call.cancel = self.cancel
@@ -388,9 +394,7 @@ def test_a_stream_may_be_silent_but_not_in_the_middle_of_a_message():
     client = Client(service)
     silent, half = client.ask(STREAM, end=False), client.ask(STREAM, framed(b"abc")[:-1], end=False)
     client.flow()
-    for _ in range(20):
-        service.port.check(service.loop.now)
-        service.loop.now += 1
+    service.look(seconds=20)
     client.flow()
     assert list(client.resets) == [half]
     client.h2.send_data(silent, framed(b"x"), end_stream=True)
@@ -403,9 +407,7 @@ def test_an_answer_that_nobody_makes_room_for():
     stream = client.ask(data=framed(b"x" * 100))
     client.h2.acknowledge_received_data = lambda *_: None
     client.flow()
-    for _ in range(10):
-        service.port.check(service.loop.now)
-        service.loop.now += 1
+    service.look(seconds=10)
     client.flow()
     assert list(client.resets) == [stream]
 
