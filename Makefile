@@ -49,12 +49,14 @@ integration-pipeline: setup
 	$(V)/python -m pytest tests/integration/pipeline -m 'not nightly' -n 3 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 e2e: setup cluster images ## On the kind cluster
+	@hack/pulled.sh
 	$(V)/python -m pytest tests/e2e -m 'not nightly and not last' -n 5 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 	$(V)/python -m pytest tests/e2e -m 'not nightly and last' $(PYTEST_ARGS)
 
 nightly: setup libtorch cluster images ## What takes too long for every change: the LibTorch server and its sanitizers, other systems' clients, bad canaries, every precision
 	@hack/tools.sh kubernetes registry registry-gc helm versitygw fake-gcs-server gateway-api grpc-conformance
 	$(V)/python -m pytest tests/unit tests/integration -m nightly --timeout=1800 $(PYTEST_ARGS)
+	@hack/pulled.sh
 	$(V)/python -m pytest tests/e2e -m nightly $(PYTEST_ARGS)
 
 # The images come before the tests that need none: the nodes of a new cluster pull them meanwhile. What promises something in seconds has the
@@ -65,9 +67,11 @@ test: ## All of the above but nightly, and that generated files are current
 ##@ Run
 .PHONY: demo demo-canary cluster cluster-down images libtorch
 demo: setup cluster images ## The whole tour: convert, serve, roll out, with the time of each step
+	@hack/pulled.sh
 	$(V)/python examples/digits/demo.py
 
 demo-canary: setup cluster images ## A canary behind a real gateway, with every request counted; draws build/canary.png
+	@hack/pulled.sh
 	$(V)/python examples/digits/canary.py
 
 cluster: ## A kind cluster, one control plane and two workers: build/kubeconfig

@@ -138,12 +138,13 @@ make_image() {
   docker images --format '{{.Repository}}:{{.Tag}}' "$TO/$1" | grep -vxF "$REF" | xargs -r docker rmi >/dev/null 2>&1 || true
 }
 
-# The nodes begin to pull at once, while other things go on: one of the images has gigabytes.
+# The nodes begin to pull at once, while other things go on: one of the images has gigabytes. hack/pulled.sh waits for the end by the lock: a
+# kubelet that asks for an image meanwhile would fetch and unpack it a second time, beside ctr (our own node image has no crictl).
 begin_pull() { # REF...
   local node
-  for node in $(docker ps --filter "label=io.x-k8s.kind.cluster=$CLUSTER" --filter label=io.x-k8s.kind.role=worker --format '{{.Names}}'); do
-    # ctr: our own node image has no crictl
-    docker exec -d "$node" sh -c 'for ref; do ctr -n k8s.io images pull --hosts-dir /etc/containerd/certs.d "$ref"; done >/tmp/pull.log 2>&1' pull "$@"
+  for node in $(workers); do
+    docker exec "$node" sh -c 'exec 9>/run/slipway-pull.lock; flock 9
+      (for ref; do ctr -n k8s.io images pull --hosts-dir /etc/containerd/certs.d "$ref"; done) >/tmp/pull.log 2>&1 </dev/null &' pull "$@"
   done
 }
 

@@ -2,6 +2,9 @@
 # shellcheck shell=bash disable=SC2034
 CLUSTER=slipway NETWORK=slipway REGISTRY_NAME=slipway-local-registry REGISTRY_PORT=5001
 
+# workers: the names of the cluster's worker nodes
+workers() { docker ps --filter "label=io.x-k8s.kind.cluster=$CLUSTER" --filter label=io.x-k8s.kind.role=worker --format '{{.Names}}'; }
+
 # Builds the image from the Go-built binaries; prints its name.
 registry_image() {
   local tag dir=$BUILD/registry-context

@@ -113,7 +113,8 @@ class Pod:
 def pod(folder: Path, runtime: str, draft: Draft, **serving: Any) -> Pod:
     """The pod of a model that names this ServingRuntime, and its artifact where `pull` looks for it."""
     folder.mkdir(parents=True, exist_ok=True)
-    shipped = shipped_runtimes(render({"servingRuntimes": {runtime: {"enabled": True}}}))[runtime]
+    values = {"enabled": True, "image": f"{runtime}:1"}  # the image that only the chart asks for: the process is this machine's
+    shipped = shipped_runtimes(render({"servingRuntimes": {runtime: values}}))[runtime]
     http, grpc, metrics = free_ports(3)
     shipped["spec"] |= {"port": http, "metrics": shipped["spec"]["metrics"] | {"port": metrics}}
     if "grpcPort" in shipped["spec"]:

@@ -59,6 +59,9 @@ def backends(folder: Path) -> Path:
         return TRITON / "backends"
     python = folder / "backends/python"
     python.mkdir(parents=True)
+    for other in (TRITON / "backends").iterdir():
+        if other.name != "python":
+            (folder / "backends" / other.name).symlink_to(other)
     for file in [*(TRITON / "backends/python").iterdir(), stub]:
         if not (python / file.name).exists():
             (python / file.name).symlink_to(file)

@@ -29,6 +29,7 @@ MAX_HEADER_BYTES = 64 * 1024
 MAX_KNOWN_HEADS = 1024
 MAX_KNOWN_HEAD_BYTES = 2048
 LINGER_SECONDS = 2.0
+DISCARD_SECONDS = 0.005
 LARGE_BODY_BYTES = 128 * 1024
 
 
@@ -192,6 +193,8 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Take the messages whose heads are known, and feed the parser with the rest."""
         self._data_at = self._loop.time()
+        if self._discarding:
+            return self._discard()
         while data and not self._discarding:
             if self._known is not None:
                 data = self._take_known(self._known, data)
@@ -205,6 +208,13 @@ class Connection(asyncio.Protocol):
                     return self._feed(data)
                 data = self._begin_known(head, data, end)
         return None
+
+    def _discard(self) -> None:
+        """Let a refused client wait before more of what it sends is read and dropped: others have the loop meanwhile."""
+        if not self._reading_paused and not self._transport.is_closing():
+            self._reading_paused = True
+            self._transport.pause_reading()
+            self._loop.call_later(DISCARD_SECONDS, self._read_on)
 
     def _begin_known(self, head: Head, data: bytes, end: int) -> bytes:
         """Take a message whose known head ends at `end`; returns what follows it."""
@@ -246,6 +256,8 @@ class Connection(asyncio.Protocol):
     def take_part(self) -> bool:
         """More of a large body has come; says whether it is of any use still."""
         self._data_at = self._loop.time()
+        if self._discarding:
+            self._discard()
         return not self._discarding
 
     def take_large(self, head: Head, body: memoryview) -> None:
@@ -430,9 +442,12 @@ class Connection(asyncio.Protocol):
             self._pending.popleft()
             self._write(exchange, exchange.payload)
         if self._reading_paused and len(self._pending) < MAX_PIPELINED:
-            self._reading_paused = False
-            if not self._write_paused_at and not self._transport.is_closing():
-                self._transport.resume_reading()
+            self._read_on()
+
+    def _read_on(self) -> None:
+        self._reading_paused = False
+        if not self._write_paused_at and not self._transport.is_closing():
+            self._transport.resume_reading()
 
     def _write(self, exchange: Exchange, response: Response) -> None:
         # While draining the last answer that is due says close; those before it would cut off requests already here.

@@ -69,10 +69,13 @@ class Clock:
     """A loop whose time the test sets."""
 
     def __init__(self):
-        self.now = 100.0
+        self.now, self.later = 100.0, []
 
     def time(self):
         return self.now
+
+    def call_later(self, delay, callback, *args):
+        self.later.append((delay, callback, args))
 
 
 class Server:
@@ -367,6 +370,23 @@ async def test_the_rest_of_a_large_body_that_was_refused_is_dropped():
     assert b"408" in wire.written
     wire.send(message[100_000:] + message, 50_000)
     assert len(server.seen) == 1
+
+
+async def test_a_refused_client_that_sends_on_is_read_now_and_then_only():
+    """Whoever pushes a body through that is too large would have the loop for itself."""
+    clock = Clock()
+    connection, wire = Server().connect(loop=clock)
+    connection.data_received(b"POST /p HTTP/1.1\r\nHost: h\r\nContent-Length: 1000000000\r\n\r\n")
+    assert b"413" in wire.written
+    wire.closed = False  # a socket is closed for writing only, and its rest is read
+    for _ in range(3):
+        connection.data_received(b"x" * 250_000)
+        assert wire.paused
+        ((delay, read_on, _),) = clock.later
+        assert 0 < delay < 0.1
+        clock.later.clear()
+        read_on()
+        assert not wire.paused
 
 
 async def test_a_client_that_leaves_within_a_large_body_is_forgotten():
