@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from serving_models import BenchModel
@@ -131,11 +132,16 @@ def _bare(bench: Bench) -> list[str]:
     return [sys.executable, str(Path(__file__).with_name("bare_server.py")), str(bench.file), str(bench.port)]
 
 
-def _triton(bench: Bench) -> list[str]:
+def _triton(bench: Bench, max_batch: int = 1) -> list[str]:
     root = os.environ.get("TRITON", "")
     if not (Path(root) / "backends/onnxruntime").is_dir():
         raise AbsentError("$TRITON names no installation with the onnxruntime backend; it is brought by hand")
-    lay_out(open_artifact(bench.folder / "artifact", None), "Triton", bench.folder / "triton", Place("m", threads=bench.model.workers))
+    lay_out(
+        open_artifact(bench.folder / "artifact", None),
+        "Triton",
+        bench.folder / "triton",
+        Place("m", max_batch=max_batch, threads=bench.model.workers),
+    )
     words = [f"{root}/bin/tritonserver", "--model-repository", str(bench.folder / "triton"), "--backend-directory", f"{root}/backends"]
     return [
         *words,
@@ -222,6 +228,7 @@ PEERS = {
         Peer("slipway", _BOTH, _slipway(), grpc=1),
         Peer("slipway batching", _BOTH, _slipway("--max-batch-size", "32", "--max-delay", "1ms"), grpc=1),
         Peer("triton", _BOTH, _triton, grpc=1),
+        Peer("triton batching", _BOTH, partial(_triton, max_batch=32), grpc=1),
         Peer("mlserver", {"json": INFER}, _mlserver, lock=True, grpc=1),
         Peer("kserve", _BOTH, _kserve, lock=True, grpc=1),
         Peer("fastapi", {"plain": "/predict"}, _fastapi, lock=True),

@@ -22,6 +22,7 @@ from slipway_runtime.serve.padding import Joiner
 from slipway_runtime.serve.predict import answer, decode_npy, decode_plain, is_npy
 from slipway_runtime.serve.preprocess import image_inputs
 from slipway_runtime.serve.tensors import Tensors, has_nonfinite
+from slipway_runtime.serve.turn import Turn
 from slipway_runtime.serve.workers import Place
 
 log = logging.getLogger(__name__)
@@ -69,6 +70,7 @@ class Call:
         timeout: seconds the client will wait, 0 when it does not say.
         priority: as the protocol has it, 0 is the default.
         is_probe: whether it is counted apart from users' requests.
+        is_put_off: whether it is short, and to share a batch with what else comes in this turn of the event loop.
     """
 
     inputs: Inputs
@@ -78,6 +80,7 @@ class Call:
     timeout: float = 0.0
     priority: int = 0
     is_probe: bool = False
+    is_put_off: bool = False
 
 
 @dataclass(slots=True)
@@ -106,6 +109,7 @@ class App:
     _posts: dict[str, Callable[[Model, Request], Call | Response]] = field(init=False)
     _other_posts: dict[str, Getter] = field(init=False)
     _inline_elements: int = 0
+    _turn: Turn | None = None
     _slow_calls: int = 0
     _inline_since: float = 0.0
 
@@ -145,6 +149,7 @@ class App:
         self.batcher = Batcher(backend.infer, queue, self.loop, self.metrics, Joiner(model.padding, backend.empty))
         self.model = model
         self._inline_elements = model.inline_elements
+        self._turn = Turn(self._run_turn, queue.max_batch, self.loop) if queue.max_batch > 1 else None
         self.metrics.load_seconds.set(model.load_seconds)
         self.metrics.set_artifact(model.artifact.digest, model.artifact.format, model.artifact.precision)
         if self.phase == LOADING:
@@ -190,16 +195,19 @@ class App:
             self._end(request, response, started)
 
     def _ask(self, call: Call, request: Request, started: float) -> Response | None:
-        """Run a short call at once; queue any other, whose answer comes later."""
+        """Run a short call at once, unless it has company; queue any other, whose answer comes later."""
         inputs = call.inputs
-        if self._inline_elements and isinstance(inputs, dict) and self.is_short(inputs):
-            return call.encode(self.run_now(inputs, call.rows, is_probe=call.is_probe))
+        is_put_off = call.is_put_off
+        if not is_put_off and isinstance(inputs, dict) and self.is_short(inputs):
+            is_put_off = self.has_company()
+            if not is_put_off:
+                return call.encode(self.run_now(inputs, call.rows, is_probe=call.is_probe))
 
         def done(outputs: Tensors | None, error: HttpError | None) -> None:
             response = error.response() if error is not None else self._encoded(call, outputs or {})
             self._end(request, response, started)
 
-        job = self.queue(call, done, started, request.head.timeout)
+        job = self.put_off(call, done) if is_put_off else self.queue(call, done, started, request.head.timeout)
 
         def cancel() -> None:
             self.inflight -= 1
@@ -252,18 +260,43 @@ class App:
         self.metrics.batch(rows)
         if has_nonfinite(outputs):
             (self.metrics.probes.nonfinite.add if is_probe else self.metrics.nonfinite)(1)
-        if seconds > INLINE_LIMIT_SECONDS:
-            self._note_slow_call(seconds)
-        elif self._slow_calls:
-            self._slow_calls = 0
+        self._note_call(seconds)
         return outputs
+
+    def has_company(self) -> bool:
+        """Whether a short call is better put off to the end of this turn of the event loop, to share a batch with others."""
+        return self._turn is not None and self._turn.takes()
+
+    def put_off(self, call: Call, done: Callable[[Tensors | None, HttpError | None], None]) -> Job:
+        """Run a short call at the end of this turn of the event loop; `done` gets the outputs or the error then.
+
+        Raises:
+            HttpError: 503 while the model is loading.
+        """
+        if self._turn is None or self.batcher is None:
+            raise HttpError(503, "the model is still loading", retry_after="1")
+        job = Job(done, call.inputs, call.rows, self.batcher.key_of(call.inputs), is_probe=call.is_probe)
+        self._turn.add(job)
+        return job
+
+    def _run_turn(self, batch: list[Job], rows: int) -> None:
+        if self.batcher is not None:
+            self._inline_since = time.perf_counter()
+            try:
+                seconds = self.batcher.run_here(batch, rows)
+            finally:
+                self._inline_since = 0.0
+            self._note_call(seconds)
 
     def inline_seconds(self) -> float:
         """Seconds that the event loop has been in a call of the model; 0 when it is not. For another thread: the loop cannot ask then."""
         since = self._inline_since
         return time.perf_counter() - since if since else 0.0
 
-    def _note_slow_call(self, seconds: float) -> None:
+    def _note_call(self, seconds: float) -> None:
+        if seconds <= INLINE_LIMIT_SECONDS:
+            self._slow_calls = 0
+            return
         self._slow_calls += 1
         if self._slow_calls >= INLINE_LIMIT_CALLS:
             log.warning("calls take %.1f ms: the model runs in the lanes from now on", seconds * 1000)
@@ -337,9 +370,13 @@ class App:
         body = request.body if request.buffer is None else request.buffer
         asked = codec.decode(body, request.head.json_bytes)
         inputs = asked.inputs
+        is_put_off = False
         if self.is_short(inputs):
-            return codec.encode(asked, self.run_now(inputs, rows_of(inputs), is_probe=bool(probe)))
-        return Call(inputs, rows_of(inputs), len(body), partial(codec.encode, asked), asked.timeout, asked.priority, bool(probe))
+            is_put_off = self.has_company()
+            if not is_put_off:
+                return codec.encode(asked, self.run_now(inputs, rows_of(inputs), is_probe=bool(probe)))
+        encode = partial(codec.encode, asked)
+        return Call(inputs, rows_of(inputs), len(body), encode, asked.timeout, asked.priority, bool(probe), is_put_off)
 
     def _golden(self, model: Model) -> Call:
         """Replay the golden inputs like the request of a user, and hold the answer against the golden outputs."""

@@ -52,6 +52,7 @@ class Loop(Protocol):
     """What is needed of the event loop."""
 
     def call_later(self, delay: float, callback: Callable[..., object], *args: Any) -> Any: ...  # noqa: D102
+    def call_soon(self, callback: Callable[..., object], *args: Any) -> Any: ...  # noqa: D102
     def call_soon_threadsafe(self, callback: Callable[..., object], *args: Any) -> Any: ...  # noqa: D102
 
 
@@ -114,6 +115,15 @@ class _Queue:
     priority: int
     jobs: deque[Job] = field(default_factory=deque)
     rows: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Ran:
+    """What came of a batch: an outcome for each job, seconds in the model, and whether a probe asked for each one that is not finite."""
+
+    outcomes: list[Tensors | HttpError]
+    seconds: float
+    nonfinite: list[bool]
 
 
 def model_error(error: Exception) -> HttpError:
@@ -264,15 +274,24 @@ class Batcher:
 
     def _run(self, batch: list[Job], rows: int) -> None:
         """In the lane: make the inputs, run the model once (or, when that fails, for each job by itself), hand the outcome back."""
+        ran = self._ran(batch)
+        try:
+            self._loop.call_soon_threadsafe(self._finish, batch, rows, ran)
+        except RuntimeError:
+            log.warning("an answer came after the loop had closed")
+
+    def run_here(self, batch: list[Job], rows: int) -> float:
+        """Run jobs that are not queued on the event loop, and answer them; returns the seconds in the model."""
+        ran = self._ran(batch)
+        self._answer(batch, rows, ran)
+        return ran.seconds
+
+    def _ran(self, batch: list[Job]) -> _Ran:
         started = time.perf_counter()
         outcomes = self._outcomes(batch)
         seconds = time.perf_counter() - started
         pairs = zip(batch, outcomes, strict=True)
-        nonfinite = [job.is_probe for job, outcome in pairs if isinstance(outcome, dict) and has_nonfinite(outcome)]
-        try:
-            self._loop.call_soon_threadsafe(self._finish, batch, rows, outcomes, seconds, nonfinite)
-        except RuntimeError:
-            log.warning("an answer came after the loop had closed")
+        return _Ran(outcomes, seconds, [job.is_probe for job, outcome in pairs if isinstance(outcome, dict) and has_nonfinite(outcome)])
 
     def _outcomes(self, batch: list[Job]) -> list[Tensors | HttpError]:
         outcomes: list[Tensors | HttpError] = [_made(job) for job in batch]
@@ -299,18 +318,22 @@ class Batcher:
         except Exception as error:
             return model_error(error)
 
-    def _finish(self, batch: list[Job], rows: int, outcomes: list[Tensors | HttpError], seconds: float, nonfinite: list[bool]) -> None:
+    def _finish(self, batch: list[Job], rows: int, ran: _Ran) -> None:
         self._free += 1
         self._running_rows -= rows
-        self._seconds_per_row += SMOOTHING * (seconds / rows - self._seconds_per_row)
-        self._metrics.inference(seconds)
-        self._metrics.batch(rows)
-        if nonfinite:
-            self._metrics.nonfinite(len(nonfinite) - sum(nonfinite))
-            self._metrics.probes.nonfinite.add(sum(nonfinite))
+        self._seconds_per_row += SMOOTHING * (ran.seconds / rows - self._seconds_per_row)
         if self._queues:
             self._dispatch()
-        for job, outcome in zip(batch, outcomes, strict=True):
+        self._answer(batch, rows, ran)
+
+    def _answer(self, batch: list[Job], rows: int, ran: _Ran) -> None:
+        self._metrics.inference(ran.seconds)
+        self._metrics.batch(rows)
+        if ran.nonfinite:
+            probes = sum(ran.nonfinite)
+            self._metrics.nonfinite(len(ran.nonfinite) - probes)
+            self._metrics.probes.nonfinite.add(probes)
+        for job, outcome in zip(batch, ran.outcomes, strict=True):
             if isinstance(outcome, HttpError):
                 job.done(None, outcome)
             else:
