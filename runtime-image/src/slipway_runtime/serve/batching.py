@@ -288,28 +288,34 @@ class Batcher:
 
     def _ran(self, batch: list[Job]) -> _Ran:
         started = time.perf_counter()
-        outcomes = self._outcomes(batch)
+        outcomes, is_finite = self._outcomes(batch)
         seconds = time.perf_counter() - started
+        if is_finite:
+            return _Ran(outcomes, seconds, [])
         pairs = zip(batch, outcomes, strict=True)
         return _Ran(outcomes, seconds, [job.is_probe for job, outcome in pairs if isinstance(outcome, dict) and has_nonfinite(outcome)])
 
-    def _outcomes(self, batch: list[Job]) -> list[Tensors | HttpError]:
+    def _outcomes(self, batch: list[Job]) -> tuple[list[Tensors | HttpError], bool]:
+        """The outcome of each job, and whether all are known to be finite: asked of a batch, which is less work than of its parts."""
         outcomes: list[Tensors | HttpError] = [_made(job) for job in batch]
         good = [(index, made) for index, made in enumerate(outcomes) if isinstance(made, dict)]
         if not good:
-            return outcomes
+            return outcomes, True
+        is_finite = False
         try:
-            parts = self._together([made for _, made in good])
+            parts, is_finite = self._together([made for _, made in good])
         except Exception as error:
             parts = [model_error(error)] if len(good) == 1 else [self._alone(made) for _, made in good]
         for (index, _), part in zip(good, parts, strict=True):
             outcomes[index] = part
-        return outcomes
+        return outcomes, is_finite
 
-    def _together(self, made: list[Tensors]) -> list[Tensors | HttpError]:
+    def _together(self, made: list[Tensors]) -> tuple[list[Tensors | HttpError], bool]:
         if len(made) == 1:
-            return [self._infer(made[0])]
-        return [*self._joiner.parted(self._infer(self._joiner.joined(made)), made)]
+            outputs = self._infer(made[0])
+            return [outputs], not has_nonfinite(outputs)
+        outputs = self._infer(self._joiner.joined(made))
+        return [*self._joiner.parted(outputs, made)], not has_nonfinite(outputs)
 
     def _alone(self, inputs: Tensors) -> Tensors | HttpError:
         # One request that the model cannot bear must not fail those that happened to come beside it.
