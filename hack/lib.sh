@@ -48,7 +48,14 @@ apt_install() {
 
 # alive PIDFILE MARK: the process of that file runs and its command line holds MARK (a pid may have been reused)
 alive() {
-  local pid; pid=$(cat "$1" 2>/dev/null) && [ -n "$pid" ] && tr '\0' ' ' <"/proc/$pid/cmdline" 2>/dev/null | grep -qF -- "$2"
+  local pid words
+  pid=$(cat "$1" 2>/dev/null) && [ -n "$pid" ] || return 1
+  for _ in 1 2 3 4 5; do
+    words=$(tr '\0' ' ' <"/proc/$pid/cmdline") 2>/dev/null || return 1
+    [ -z "$words" ] || break
+    sleep 0.1  # within exec a process has no command line for a moment, and a dead one has none for good
+  done
+  [[ $words == *"$2"* ]]
 }
 
 # stop PIDFILE MARK: ends exactly that process, by force after ten seconds

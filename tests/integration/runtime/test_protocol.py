@@ -127,8 +127,9 @@ def test_pipelined_answers_keep_the_order_of_the_requests(start):
 def test_chunked_body_and_expect_continue(server):
     body = body_of(1.0)
     chunks = b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in (body[:10], body[10:])) + b"0\r\n\r\n"
-    head = f"POST {INFER} HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\nExpect: 100-continue\r\n\r\n".encode()
-    received = server.raw(head + chunks)
+    lines = ["Host: h", "Transfer-Encoding: chunked", "Expect: 100-continue", "Connection: close"]
+    head = "\r\n".join([f"POST {INFER} HTTP/1.1", *lines]).encode() + b"\r\n\r\n"
+    received = server.raw(head + chunks, end=False)
     assert received.startswith(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK")
 
 
