@@ -51,7 +51,8 @@ alive() {
   local pid words
   pid=$(cat "$1" 2>/dev/null) && [ -n "$pid" ] || return 1
   for _ in 1 2 3 4 5; do
-    words=$(tr '\0' ' ' <"/proc/$pid/cmdline") 2>/dev/null || return 1
+    [ -e "/proc/$pid" ] || return 1
+    words=$({ tr '\0' ' ' <"/proc/$pid/cmdline"; } 2>/dev/null || true)
     [ -z "$words" ] || break
     sleep 0.1  # within exec a process has no command line for a moment, and a dead one has none for good
   done
