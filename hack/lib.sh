@@ -48,15 +48,14 @@ apt_install() {
 
 # alive PIDFILE MARK: the process of that file runs and its command line holds MARK (a pid may have been reused)
 alive() {
-  local pid words
+  local pid
   pid=$(cat "$1" 2>/dev/null) && [ -n "$pid" ] || return 1
   for _ in 1 2 3 4 5; do
     [ -e "/proc/$pid" ] || return 1
-    words=$({ tr '\0' ' ' <"/proc/$pid/cmdline"; } 2>/dev/null || true)
-    [ -z "$words" ] || break
-    sleep 0.1  # within exec a process has no command line for a moment, and a dead one has none for good
+    ! { tr '\0' ' ' <"/proc/$pid/cmdline" | grep -qF -- "$2"; } 2>/dev/null || return 0
+    sleep 0.1  # one that is just being started has its parent's command line, and within exec none
   done
-  [[ $words == *"$2"* ]]
+  return 1
 }
 
 # stop PIDFILE MARK: ends exactly that process, by force after ten seconds
