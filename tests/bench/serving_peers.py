@@ -136,12 +136,8 @@ def _triton(bench: Bench, max_batch: int = 1) -> list[str]:
     root = os.environ.get("TRITON", "")
     if not (Path(root) / "backends/onnxruntime").is_dir():
         raise AbsentError("$TRITON names no installation with the onnxruntime backend; it is brought by hand")
-    lay_out(
-        open_artifact(bench.folder / "artifact", None),
-        "Triton",
-        bench.folder / "triton",
-        Place("m", max_batch=max_batch, threads=bench.model.workers),
-    )
+    place = Place("m", max_batch=max_batch, threads=bench.model.workers)
+    lay_out(open_artifact(bench.folder / "artifact", None), "Triton", bench.folder / "triton", place)
     words = [f"{root}/bin/tritonserver", "--model-repository", str(bench.folder / "triton"), "--backend-directory", f"{root}/backends"]
     return [
         *words,

@@ -11,9 +11,8 @@ import tritonclient.grpc as over_grpc
 import tritonclient.http as over_http
 from tritonclient.utils import InferenceServerException
 
-from integration.libtorch.test_server import expected
 from integration.ports import free_port
-from unit.runtime.serve.artifacts import mlp_draft, sleeper_draft
+from unit.runtime.serve.artifacts import mlp_answer, mlp_draft, sleeper_draft
 
 pytestmark = [pytest.mark.nightly]
 
@@ -56,7 +55,7 @@ def test_infer_is_the_same_by_grpc_and_by_binary_http(asked):
     server, client = asked(mlp_draft())
     result = client.infer("m", grpc_input(X), request_id="7")
     assert result.get_response().id == "7"
-    np.testing.assert_allclose(result.as_numpy("y"), expected(X), rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(result.as_numpy("y"), mlp_answer(X), rtol=1e-3, atol=1e-3)
     item = over_http.InferInput("x", [3, 64], "FP32")
     item.set_data_from_numpy(X, binary_data=True)
     with over_http.InferenceServerClient(f"localhost:{server.port}") as http:

@@ -14,16 +14,11 @@ from PIL import Image
 
 from integration.libtorch.drafts import aotinductor_draft, identity_draft, row_counter_draft
 from slipway_runtime.serve.preprocess import ImagePreprocessing
-from unit.runtime.serve.artifacts import IMAGE, Draft, digits_draft, mlp, mlp_draft
+from unit.runtime.serve.artifacts import IMAGE, Draft, digits_draft, mlp_answer, mlp_draft
 
 pytestmark = [pytest.mark.nightly]
 
 INFER = "/v2/models/m/infer"
-
-
-def expected(x: np.ndarray) -> np.ndarray:
-    _, first, second = mlp()
-    return np.maximum(x @ first, 0) @ second
 
 
 def binary_request(arrays: dict[str, tuple[str, np.ndarray]], **fields) -> tuple[bytes, int]:
@@ -45,7 +40,7 @@ def test_infer_equals_numpy_and_metrics_count_it(start):
     server = start(mlp_draft()).wait_ready()
     x = np.random.default_rng(3).standard_normal((5, 64)).astype(np.float32)
     output = server.infer("m", x.tolist()).json["outputs"][0]
-    np.testing.assert_allclose(np.reshape(output["data"], output["shape"]), expected(x), rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(np.reshape(output["data"], output["shape"]), mlp_answer(x), rtol=1e-3, atol=1e-3)
     server.infer("m", [[1.0]])
     text = server.get("/metrics").body.decode()
     for line in (
@@ -143,7 +138,7 @@ def test_binary_inputs_may_be_answered_in_json(start):
     x = np.random.default_rng(4).standard_normal((3, 64)).astype(np.float32)
     answer = ask_binary(server, {"x": ("FP32", x)}, id="é").json
     assert answer["id"] == "é"
-    np.testing.assert_allclose(np.reshape(answer["outputs"][0]["data"], (3, 10)), expected(x), rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(np.reshape(answer["outputs"][0]["data"], (3, 10)), mlp_answer(x), rtol=1e-3, atol=1e-3)
 
 
 X = np.ones((1, 64), np.float32)
@@ -260,7 +255,7 @@ def test_aotinductor(start, tmp_path):
     assert server.get("/v2/models/m").json["platform"] == "pytorch_aotinductor"
     x = np.random.default_rng(5).standard_normal((7, 64)).astype(np.float32)
     output = server.infer("m", x.tolist()).json["outputs"][0]
-    np.testing.assert_allclose(np.reshape(output["data"], output["shape"]), expected(x), rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(np.reshape(output["data"], output["shape"]), mlp_answer(x), rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize(("mode", "size", "layout"), [("RGB", (5, 7), "NCHW"), ("L", (40, 30), "NHWC"), ("RGB", (16, 16), "NHWC")])

@@ -10,14 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unit.runtime.serve.artifacts import digits_draft, dtypes_draft, mlp, mlp_draft, sleeper_draft, text_draft
+from unit.runtime.serve.artifacts import digits_draft, dtypes_draft, mlp_answer, mlp_draft, sleeper_draft, text_draft
 
 X = np.random.default_rng(5).standard_normal((3, 64)).astype(np.float32)
-
-
-def expected(x):
-    _, first, second = mlp()
-    return np.maximum(x @ first, 0) @ second
 
 
 def npy(array):
@@ -34,7 +29,7 @@ def server(start):
 def test_kserve_v1(server):
     for body in ({"instances": X.tolist()}, {"inputs": X.tolist()}, {"instances": [{"x": row} for row in X.tolist()]}):
         answer = server.ask("POST", "/v1/models/m:predict", json.dumps(body))
-        np.testing.assert_allclose(answer.json["predictions"], expected(X), rtol=1e-3, atol=1e-3)
+        np.testing.assert_allclose(answer.json["predictions"], mlp_answer(X), rtol=1e-3, atol=1e-3)
     assert server.get("/v1/models").json == {"models": ["m"]}
     assert server.get("/v1/models/m").json == {"name": "m", "ready": True}
     assert server.ask("POST", "/v1/models/m:predict", b"{}").status == 400
@@ -52,7 +47,7 @@ def test_kserve_v1_with_several_outputs_answers_rows(start):
 @pytest.mark.parametrize("array", [X, X[0], X.astype(np.float64), np.asfortranarray(X)])
 def test_npy(server, array):
     answer = server.ask("POST", "/v2/models/m/predict", npy(array), content_type="application/x-npy").json
-    want = expected(np.atleast_2d(array))
+    want = mlp_answer(np.atleast_2d(array))
     assert [row["prediction"] for row in answer["predictions"]] == want.argmax(1).tolist()
 
 
@@ -81,10 +76,10 @@ def test_a_wrong_npy_is_refused(server, body, words):
 def test_torchserve(start, server):
     for body in (X.tolist(), {"data": X.tolist()}, {"instances": X.tolist()}):
         answer = server.ask("POST", "/predictions/m", json.dumps(body), content_type="application/json")
-        np.testing.assert_allclose(answer.json, expected(X), rtol=1e-3, atol=1e-3)
+        np.testing.assert_allclose(answer.json, mlp_answer(X), rtol=1e-3, atol=1e-3)
     one = server.ask("POST", "/predictions/m", json.dumps(X[0].tolist())).json
-    np.testing.assert_allclose(one, expected(X[:1])[0], rtol=1e-3, atol=1e-3)
-    np.testing.assert_allclose(server.ask("POST", "/predictions/m", npy(X)).json, expected(X), rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(one, mlp_answer(X[:1])[0], rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(server.ask("POST", "/predictions/m", npy(X)).json, mlp_answer(X), rtol=1e-3, atol=1e-3)
     assert server.get("/ping").json == {"status": "Healthy"}
     for body in (b"junk", b"{}", b'"text"', b"[[1]]"):
         assert server.ask("POST", "/predictions/m", body).status == 400, body

@@ -8,12 +8,7 @@ import tritonclient.http.aio as http_aio
 from tritonclient import http
 from tritonclient.utils import InferenceServerException
 
-from unit.runtime.serve.artifacts import dtypes_draft, mlp, mlp_draft
-
-
-def expected(x):
-    _, first, second = mlp()
-    return np.maximum(x @ first, 0) @ second
+from unit.runtime.serve.artifacts import dtypes_draft, mlp_answer, mlp_draft
 
 
 @pytest.fixture
@@ -42,10 +37,10 @@ def test_infer(client, binary_in, binary_out):
     for _ in range(3):
         outputs = [http.InferRequestedOutput("y", binary_data=binary_out)]
         result = client.infer("m", inputs_of(X, binary=binary_in), outputs=outputs, request_id="r7")
-        np.testing.assert_allclose(result.as_numpy("y"), expected(X), rtol=1e-3, atol=1e-3)
+        np.testing.assert_allclose(result.as_numpy("y"), mlp_answer(X), rtol=1e-3, atol=1e-3)
         response = result.get_response()
         assert (response["id"], response["model_name"], response["model_version"]) == ("r7", "m", "m-1")
-    np.testing.assert_allclose(client.infer("m", inputs_of(X)).as_numpy("y"), expected(X), rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(client.infer("m", inputs_of(X)).as_numpy("y"), mlp_answer(X), rtol=1e-3, atol=1e-3)
 
 
 def test_parameters_priority_timeout_and_versions(client):
@@ -58,20 +53,20 @@ def test_classification(client):
     result = client.infer("m", inputs_of(X), outputs=[http.InferRequestedOutput("y", class_count=2)]).as_numpy("y")
     assert result.shape == (3, 2)
     score, index, label = result[0, 0].decode().split(":")
-    assert (int(index), label) == (expected(X)[0].argmax(), f"c{expected(X)[0].argmax()}")
-    assert float(score) == pytest.approx(expected(X)[0].max(), rel=1e-3)
+    assert (int(index), label) == (mlp_answer(X)[0].argmax(), f"c{mlp_answer(X)[0].argmax()}")
+    assert float(score) == pytest.approx(mlp_answer(X)[0].max(), rel=1e-3)
 
 
 def test_async_infer(client):
     pending = [client.async_infer("m", inputs_of(X + i)) for i in range(4)]
     for i, one in enumerate(pending):
-        np.testing.assert_allclose(one.get_result().as_numpy("y"), expected(X + np.float32(i)), rtol=1e-3, atol=1e-3)
+        np.testing.assert_allclose(one.get_result().as_numpy("y"), mlp_answer(X + np.float32(i)), rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("algorithm", ["gzip", "deflate"])
 def test_compression(client, algorithm):
     result = client.infer("m", inputs_of(X), request_compression_algorithm=algorithm, response_compression_algorithm=algorithm)
-    np.testing.assert_allclose(result.as_numpy("y"), expected(X), rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(result.as_numpy("y"), mlp_answer(X), rtol=1e-3, atol=1e-3)
 
 
 def test_information(client):
@@ -126,6 +121,6 @@ async def test_aio(server):
         assert await client.is_server_ready()
         assert (await client.get_model_metadata("m"))["versions"] == ["m-1"]
         result = await client.infer("m", inputs_of(X), outputs=[http_aio.InferRequestedOutput("y", binary_data=True)])
-        np.testing.assert_allclose(result.as_numpy("y"), expected(X), rtol=1e-3, atol=1e-3)
+        np.testing.assert_allclose(result.as_numpy("y"), mlp_answer(X), rtol=1e-3, atol=1e-3)
         with pytest.raises(InferenceServerException):
             await client.infer("m", inputs_of(X[:, :3].copy()))

@@ -12,14 +12,9 @@ import pytest
 import tritonclient.grpc as triton
 
 from integration.ports import free_port
-from unit.runtime.serve.artifacts import mlp, mlp_draft
+from unit.runtime.serve.artifacts import mlp_answer, mlp_draft
 
 PIPELINED, ROUNDS = 30, 12
-
-
-def expected(x):
-    _, first, second = mlp()
-    return np.maximum(x @ first, 0) @ second
 
 
 @pytest.fixture
@@ -68,7 +63,7 @@ def test_pipelined_requests(server):
                     continue
                 assert status == 200, got
                 values = np.array(got["outputs"][0]["data"]).reshape(got["outputs"][0]["shape"])
-                np.testing.assert_allclose(values, expected(x), rtol=1e-3, atol=1e-3)
+                np.testing.assert_allclose(values, mlp_answer(x), rtol=1e-3, atol=1e-3)
     count, rows = batches(server)
     assert rows == ROUNDS * sum(1 + index % 3 for index in range(PIPELINED) if index != 7)
     assert count < ROUNDS * (PIPELINED - 1)
@@ -87,7 +82,7 @@ def test_concurrent_calls(server, port):
                 got = answers.get(timeout=30)
                 assert isinstance(got, triton.InferResult), got
                 x = asked[int(got.get_response().id)]
-                np.testing.assert_allclose(got.as_numpy("y"), expected(x), rtol=1e-3, atol=1e-2)
+                np.testing.assert_allclose(got.as_numpy("y"), mlp_answer(x), rtol=1e-3, atol=1e-2)
     assert batches(server)[1] == ROUNDS * PIPELINED
 
 

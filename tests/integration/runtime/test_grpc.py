@@ -16,14 +16,9 @@ from tritonclient.utils import InferenceServerException
 
 from integration.ports import free_port
 from slipway_runtime.serve import oip
-from unit.runtime.serve.artifacts import dtypes_draft, mlp, mlp_draft, sleeper_draft
+from unit.runtime.serve.artifacts import dtypes_draft, mlp_answer, mlp_draft, sleeper_draft
 
 X = np.random.default_rng(5).standard_normal((3, 64)).astype(np.float32)
-
-
-def expected(x):
-    _, first, second = mlp()
-    return np.maximum(x @ first, 0) @ second
 
 
 def inputs_of(x, name="x"):
@@ -52,11 +47,11 @@ def test_infer(client):
     for version in ("", "1", "m-1"):
         outputs = [triton.InferRequestedOutput("y")]
         result = client.infer("m", inputs_of(X), model_version=version, outputs=outputs, request_id="r7", priority=1, timeout=10_000_000)
-        np.testing.assert_allclose(result.as_numpy("y"), expected(X), rtol=1e-3, atol=1e-3)
+        np.testing.assert_allclose(result.as_numpy("y"), mlp_answer(X), rtol=1e-3, atol=1e-3)
         response = result.get_response()
         assert (response.id, response.model_name, response.model_version) == ("r7", "m", "m-1")
     best = client.infer("m", inputs_of(X), outputs=[triton.InferRequestedOutput("y", class_count=1)]).as_numpy("y")
-    assert [row[0].decode().split(":")[2] for row in best] == [f"c{i}" for i in expected(X).argmax(1)]
+    assert [row[0].decode().split(":")[2] for row in best] == [f"c{i}" for i in mlp_answer(X).argmax(1)]
 
 
 def test_information(client):
@@ -93,7 +88,7 @@ def test_async_and_stream(client):
     client.async_infer("m", inputs_of(X), callback=lambda result, error: answers.put((result, error)))
     result, error = answers.get(timeout=20)
     assert error is None
-    np.testing.assert_allclose(result.as_numpy("y"), expected(X), rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(result.as_numpy("y"), mlp_answer(X), rtol=1e-3, atol=1e-3)
     client.start_stream(callback=lambda result, error: answers.put((result, error)))
     for index in range(50):
         client.async_stream_infer("m" if index != 30 else "other", inputs_of(X + np.float32(index)), request_id=str(index))
@@ -103,7 +98,7 @@ def test_async_and_stream(client):
             assert "only 'm'" in str(error)
             continue
         assert result.get_response().id == str(index)
-        np.testing.assert_allclose(result.as_numpy("y"), expected(X + np.float32(index)), rtol=1e-3, atol=1e-2)
+        np.testing.assert_allclose(result.as_numpy("y"), mlp_answer(X + np.float32(index)), rtol=1e-3, atol=1e-2)
     client.stop_stream()
 
 
@@ -111,7 +106,7 @@ async def test_aio(server, port):
     async with triton_aio.InferenceServerClient(f"127.0.0.1:{port}") as client:
         assert await client.is_server_ready()
         result = await client.infer("m", inputs_of(X))
-        np.testing.assert_allclose(result.as_numpy("y"), expected(X), rtol=1e-3, atol=1e-3)
+        np.testing.assert_allclose(result.as_numpy("y"), mlp_answer(X), rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("raw", [True, False])
@@ -154,7 +149,7 @@ def test_contents_are_answered_in_contents(server, port):
         response = call(request)
     assert not response.raw_output_contents
     got = np.reshape(response.outputs[0].contents.fp32_contents, response.outputs[0].shape)
-    np.testing.assert_allclose(got, expected(X), rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(got, mlp_answer(X), rtol=1e-3, atol=1e-3)
 
 
 def test_the_messages_have_the_numbers_of_an_independent_client():

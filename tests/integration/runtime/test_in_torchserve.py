@@ -19,7 +19,7 @@ from integration.mar import CLASS, SCALING, draft_of, packed
 from integration.ports import free_ports
 from integration.runtime.foreign import NAME, Pod, ask, pod
 from integration.runtime.test_other_clients import python_with
-from unit.runtime.serve.artifacts import MLP_SIGNATURE, Draft, mlp
+from unit.runtime.serve.artifacts import MLP_SIGNATURE, Draft, mlp, mlp_answer
 
 pytestmark = [pytest.mark.nightly, pytest.mark.slow, pytest.mark.timeout(900)]
 JSON = {"Content-Type": "application/json"}
@@ -39,11 +39,6 @@ def draft() -> Draft:
     file = io.BytesIO()
     torch.jit.save(torch.jit.trace(Mlp().eval(), torch.zeros(2, 64)), file)
     return Draft({"model.pt": file.getvalue()}, {"format": "TorchScript", "entry": "model.pt", "signature": MLP_SIGNATURE})
-
-
-def expected(x):
-    _, first, second = mlp()
-    return np.maximum(x @ first, 0) @ second
 
 
 def running(made: Pod):
@@ -78,9 +73,9 @@ def test_a_torchscript_model(tmp_path):
         assert time.monotonic() - start < 3, "the probe passed before the model was loaded"
         answer = json.loads(got.body)
         assert (answer["model_name"], answer["id"], answer["outputs"][0]["shape"]) == (NAME, "a", [3, 10])
-        np.testing.assert_allclose(np.reshape(answer["outputs"][0]["data"], (3, 10)), expected(x), rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(np.reshape(answer["outputs"][0]["data"], (3, 10)), mlp_answer(x), rtol=1e-4, atol=1e-4)
         plain = ask(port, PATH, json.dumps(x[0].tolist()).encode(), **JSON)
-        np.testing.assert_allclose(json.loads(plain.body), expected(x)[0], rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(json.loads(plain.body), mlp_answer(x)[0], rtol=1e-4, atol=1e-4)
         assert infer(port, x[:, :5]).status == 400
         assert infer(port, x).status == 200
         metrics = ask(made.ports()["metrics"], "/metrics")
@@ -103,7 +98,7 @@ def test_batches(tmp_path):
         answers = list(pool.map(lambda number: one(port, number), range(8)))
     assert [answer.status for answer in answers] == [400, *[200] * 7], "one that is wrong fails alone"
     got = [json.loads(answer.body)["outputs"][0]["data"] for answer in answers[1:]]
-    np.testing.assert_allclose(got, expected(rows)[1:], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(got, mlp_answer(rows)[1:], rtol=1e-4, atol=1e-4)
 
 
 def test_a_user_s_own_archive(tmp_path):

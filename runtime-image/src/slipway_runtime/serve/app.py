@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
 
@@ -197,17 +197,16 @@ class App:
     def _ask(self, call: Call, request: Request, started: float) -> Response | None:
         """Run a short call at once, unless it has company; queue any other, whose answer comes later."""
         inputs = call.inputs
-        is_put_off = call.is_put_off
-        if not is_put_off and isinstance(inputs, dict) and self.is_short(inputs):
-            is_put_off = self.has_company()
-            if not is_put_off:
+        if not call.is_put_off and isinstance(inputs, dict) and self.is_short(inputs):
+            if not self.has_company():
                 return call.encode(self.run_now(inputs, call.rows, is_probe=call.is_probe))
+            call = replace(call, is_put_off=True)
 
         def done(outputs: Tensors | None, error: HttpError | None) -> None:
             response = error.response() if error is not None else self._encoded(call, outputs or {})
             self._end(request, response, started)
 
-        job = self.put_off(call, done) if is_put_off else self.queue(call, done, started, request.head.timeout)
+        job = self.queue(call, done, started, request.head.timeout)
 
         def cancel() -> None:
             self.inflight -= 1
@@ -218,7 +217,7 @@ class App:
         return None
 
     def queue(self, call: Call, done: Callable[[Tensors | None, HttpError | None], None], now: float, timeout: float = 0.0) -> Job:
-        """Queue a call.
+        """Queue a call, or put it off to the end of this turn of the event loop.
 
         Args:
             call: what to ask.
@@ -232,8 +231,12 @@ class App:
         batcher = self.batcher
         if batcher is None:
             raise HttpError(503, "the model is still loading", retry_after="1")
-        limits = [seconds for seconds in (call.timeout, timeout) if seconds > 0]
         key = batcher.key_of(call.inputs)
+        if call.is_put_off and self._turn is not None:
+            job = Job(done, call.inputs, call.rows, key, is_probe=call.is_probe)
+            self._turn.add(job)
+            return job
+        limits = [seconds for seconds in (call.timeout, timeout) if seconds > 0]
         deadline = now + min(limits) if limits else math.inf
         job = Job(done, call.inputs, call.rows, key, call.size, deadline, call.priority or DEFAULT_PRIORITY, call.is_probe)
         batcher.submit(job)
@@ -266,18 +269,6 @@ class App:
     def has_company(self) -> bool:
         """Whether a short call is better put off to the end of this turn of the event loop, to share a batch with others."""
         return self._turn is not None and self._turn.takes()
-
-    def put_off(self, call: Call, done: Callable[[Tensors | None, HttpError | None], None]) -> Job:
-        """Run a short call at the end of this turn of the event loop; `done` gets the outputs or the error then.
-
-        Raises:
-            HttpError: 503 while the model is loading.
-        """
-        if self._turn is None or self.batcher is None:
-            raise HttpError(503, "the model is still loading", retry_after="1")
-        job = Job(done, call.inputs, call.rows, self.batcher.key_of(call.inputs), is_probe=call.is_probe)
-        self._turn.add(job)
-        return job
 
     def _run_turn(self, batch: list[Job], rows: int) -> None:
         if self.batcher is not None:
@@ -370,13 +361,11 @@ class App:
         body = request.body if request.buffer is None else request.buffer
         asked = codec.decode(body, request.head.json_bytes)
         inputs = asked.inputs
-        is_put_off = False
-        if self.is_short(inputs):
-            is_put_off = self.has_company()
-            if not is_put_off:
-                return codec.encode(asked, self.run_now(inputs, rows_of(inputs), is_probe=bool(probe)))
+        is_short = self.is_short(inputs)
+        if is_short and not self.has_company():
+            return codec.encode(asked, self.run_now(inputs, rows_of(inputs), is_probe=bool(probe)))
         encode = partial(codec.encode, asked)
-        return Call(inputs, rows_of(inputs), len(body), encode, asked.timeout, asked.priority, bool(probe), is_put_off)
+        return Call(inputs, rows_of(inputs), len(body), encode, asked.timeout, asked.priority, bool(probe), is_put_off=is_short)
 
     def _golden(self, model: Model) -> Call:
         """Replay the golden inputs like the request of a user, and hold the answer against the golden outputs."""

@@ -288,34 +288,34 @@ class Batcher:
 
     def _ran(self, batch: list[Job]) -> _Ran:
         started = time.perf_counter()
-        outcomes, is_finite = self._outcomes(batch)
+        outcomes, whole = self._outcomes(batch)
         seconds = time.perf_counter() - started
-        if is_finite:
+        if whole is not None and not has_nonfinite(whole):  # less work than to ask its parts
             return _Ran(outcomes, seconds, [])
         pairs = zip(batch, outcomes, strict=True)
         return _Ran(outcomes, seconds, [job.is_probe for job, outcome in pairs if isinstance(outcome, dict) and has_nonfinite(outcome)])
 
-    def _outcomes(self, batch: list[Job]) -> tuple[list[Tensors | HttpError], bool]:
-        """The outcome of each job, and whether all are known to be finite: asked of a batch, which is less work than of its parts."""
+    def _outcomes(self, batch: list[Job]) -> tuple[list[Tensors | HttpError], Tensors | None]:
+        """The outcome of each job, and the outputs of which all are parts, where it was one call."""
         outcomes: list[Tensors | HttpError] = [_made(job) for job in batch]
         good = [(index, made) for index, made in enumerate(outcomes) if isinstance(made, dict)]
         if not good:
-            return outcomes, True
-        is_finite = False
+            return outcomes, None
+        whole: Tensors | None = None
         try:
-            parts, is_finite = self._together([made for _, made in good])
+            parts, whole = self._together([made for _, made in good])
         except Exception as error:
             parts = [model_error(error)] if len(good) == 1 else [self._alone(made) for _, made in good]
         for (index, _), part in zip(good, parts, strict=True):
             outcomes[index] = part
-        return outcomes, is_finite
+        return outcomes, whole
 
-    def _together(self, made: list[Tensors]) -> tuple[list[Tensors | HttpError], bool]:
+    def _together(self, made: list[Tensors]) -> tuple[list[Tensors | HttpError], Tensors]:
         if len(made) == 1:
             outputs = self._infer(made[0])
-            return [outputs], not has_nonfinite(outputs)
+            return [outputs], outputs
         outputs = self._infer(self._joiner.joined(made))
-        return [*self._joiner.parted(outputs, made)], not has_nonfinite(outputs)
+        return [*self._joiner.parted(outputs, made)], outputs
 
     def _alone(self, inputs: Tensors) -> Tensors | HttpError:
         # One request that the model cannot bear must not fail those that happened to come beside it.

@@ -102,7 +102,7 @@ class Rpc:
             is_short = app.is_short(inputs)
             if not is_short or app.has_company():
                 question = Question(inputs, rows_of(inputs), len(data), _no_encoding, asked.timeout, asked.priority, is_put_off=is_short)
-                return self._later(question, partial(codec.encode, asked), started, patience, done)
+                return self._queue(question, partial(codec.encode, asked), started, patience, done)
             response = codec.encode(asked, app.run_now(inputs, rows_of(inputs)))
         except Exception as error:
             self._end(started, b"", error, done)
@@ -115,7 +115,7 @@ class Rpc:
             self._codec = RpcCodec(self._app.loaded().codec)
         return self._codec
 
-    def _later(
+    def _queue(
         self, question: Question, encode: Callable[[Tensors], bytes], started: float, patience: float, done: Done
     ) -> Callable[[], None]:
         app = self._app
@@ -129,7 +129,7 @@ class Rpc:
                     problem = model_error(failed)
             self._end(started, response, problem, done)
 
-        job = app.put_off(question, ended) if question.is_put_off else app.queue(question, ended, started, patience)
+        job = app.queue(question, ended, started, patience)
 
         def cancel() -> None:
             app.inflight -= 1

@@ -115,6 +115,12 @@ def mlp(hidden: int = 64, *, turned: bool = False) -> tuple[bytes, np.ndarray, n
     return _onnx(nodes, ("x", ["batch", 64]), ("y", ["batch", 10]), {"w1": first, "w2": second}), first, second
 
 
+def mlp_answer(x: np.ndarray) -> np.ndarray:
+    """What the MLP answers, [batch, 64] -> [batch, 10], by numpy."""
+    _, first, second = mlp()
+    return np.maximum(x @ first, 0) @ second
+
+
 def mlp_draft(*, golden_error: float = 0.0, turned: bool = False, **config: Any) -> Draft:
     """The MLP with golden data; `golden_error` is added to the recorded outputs, `turned` takes each class for the next one."""
     model, first, second = mlp(turned=turned)
