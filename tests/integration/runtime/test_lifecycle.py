@@ -72,7 +72,10 @@ def send(server, value):
 
 
 def test_a_fast_model_that_gets_stuck_on_the_event_loop_ends_the_server(start):
-    server = start(sleeper_draft(0.0), "--stuck-seconds", "1").wait_ready()
+    for _ in range(5):  # a busy machine may measure the model as too slow for the event loop
+        server = start(sleeper_draft(0.0), "--stuck-seconds", "1").wait_ready()
+        if server.is_inline:
+            break
     with send(server, -60.0):
         assert server.wait(20) == 65
     assert json.loads(server.termination.read_text())["reason"] == "ModelStuck"
