@@ -11,7 +11,6 @@ import itertools
 import math
 import os
 import random
-import socket
 import subprocess
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -23,6 +22,7 @@ import pytest
 from aiohttp import web
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from integration.ports import free_ports
 from slipway.analysis.evaluate import Observations, evaluate
 from slipway.analysis.histogram import quantile
 from slipway.analysis.queries import QueryError, Target
@@ -85,10 +85,8 @@ class World:
 
 @pytest.fixture(scope="module")
 def ports() -> tuple[int, int]:
-    with socket.socket() as first, socket.socket() as second:
-        for one in (first, second):
-            one.bind(("127.0.0.1", 0))
-        return first.getsockname()[1], second.getsockname()[1]
+    first, second = free_ports(2)
+    return first, second
 
 
 @pytest.fixture

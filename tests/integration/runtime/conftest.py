@@ -141,4 +141,5 @@ def start(tmp_path, request):
     for running in started:
         if running.process.poll() is None:
             running.process.kill()
-        running.process.wait()
+        code = running.process.wait()
+        print(f"server on port {running.port} ended with {code}:\n{running.log.read_text()}")  # which pytest shows when the test failed
