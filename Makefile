@@ -48,29 +48,29 @@ integration-pipeline: setup
 	@hack/tools.sh kubernetes registry versitygw fake-gcs-server
 	$(V)/python -m pytest tests/integration/pipeline -m 'not nightly' -n 3 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
-e2e: setup cluster images ## On the kind cluster
+e2e: setup images cluster ## On the kind cluster
 	@hack/pulled.sh
 	$(V)/python -m pytest tests/e2e -m 'not nightly and not last' -n 5 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 	$(V)/python -m pytest tests/e2e -m 'not nightly and last' $(PYTEST_ARGS)
 
-nightly: setup libtorch cluster images ## What takes too long for every change: the LibTorch server and its sanitizers, other systems' clients, bad canaries, every precision
+nightly: setup libtorch images cluster ## What takes too long for every change: the LibTorch server and its sanitizers, other systems' clients, bad canaries, every precision
 	@hack/tools.sh kubernetes registry registry-gc helm versitygw fake-gcs-server gateway-api grpc-conformance
 	$(V)/python -m pytest tests/unit tests/integration -m nightly --timeout=1800 $(PYTEST_ARGS)
 	@hack/pulled.sh
 	$(V)/python -m pytest tests/e2e -m nightly $(PYTEST_ARGS)
 
-# The images come before the tests that need none: the nodes of a new cluster pull them meanwhile. What promises something in seconds has the
+# The images come before the cluster, whose workers begin with them, and the cluster before the tests that need none. What promises something in seconds has the
 # machine for itself; beside the e2e tests, which wait half of their time, runs what only computes.
 test: ## All of the above but nightly, and that generated files are current
-	@hack/timed.sh setup verify lint type cluster images unit integration-api -- e2e -- integration-pipeline
+	@hack/timed.sh setup verify lint type images cluster unit integration-api -- e2e -- integration-pipeline
 
 ##@ Run
 .PHONY: demo demo-canary cluster cluster-down images libtorch
-demo: setup cluster images ## The whole tour: convert, serve, roll out, with the time of each step
+demo: setup images cluster ## The whole tour: convert, serve, roll out, with the time of each step
 	@hack/pulled.sh
 	$(V)/python examples/digits/demo.py
 
-demo-canary: setup cluster images ## A canary behind a real gateway, with every request counted; draws build/canary.png
+demo-canary: setup images cluster ## A canary behind a real gateway, with every request counted; draws build/canary.png
 	@hack/pulled.sh
 	$(V)/python examples/digits/canary.py
 
@@ -117,7 +117,7 @@ bench-conversion: setup ## Every target and precision for ten models, and the se
 	$(V)/python tests/bench/conversion_bench.py run
 	$(V)/python tests/bench/conversion_bench.py report
 
-bench-rollouts: setup cluster images ## A canary by Slipway and by Argo Rollouts on the same cluster: docs/benchmarks/rollouts.md
+bench-rollouts: setup images cluster ## A canary by Slipway and by Argo Rollouts on the same cluster: docs/benchmarks/rollouts.md
 	@hack/tools.sh argo-rollouts
 	rm -f docs/benchmarks/rollouts.jsonl
 	PYTHONPATH=tests:examples/digits $(V)/python tests/bench/rollout_bench.py run

@@ -7,6 +7,7 @@
 source "$(dirname "$0")/lib.sh"
 source "$HACK/engine.sh"
 source "$HACK/registry.sh"
+source "$HACK/node-store.sh"
 BIN=$BUILD/bin CONFIG=$BUILD/kubeconfig WANT=$(grep -c "^- role:" "$REPO/kind-config.yaml")
 export PATH=$BIN:$PATH KUBECONFIG=$CONFIG KIND_EXPERIMENTAL_DOCKER_NETWORK=$NETWORK
 
@@ -61,20 +62,25 @@ data:
 Y
 }
 
-# Both workers unpack the image with torch: 6 GB, and 3 GB of layers. A full disk shows late, as pods that cannot pull.
+# The image with torch is 6 GB, and 3 GB of layers. A full disk shows late, as pods that cannot pull.
 enough_space() {
   local free; free=$(df -BG --output=avail "$CACHE" | tail -1 | tr -dc 0-9)
-  [ "$free" -ge 20 ] || die "$free GB are free on the disk of $CACHE, and the nodes fill up to 20: remove old images and builds first"
+  [ "$free" -ge 15 ] || die "$free GB are free on the disk of $CACHE, and the nodes fill up to 15: remove old images and builds first"
 }
 
 create() {
-  local image=()
+  local image
   kind delete cluster --name $CLUSTER -q 2>/dev/null || true  # first: a cluster that could not be revived holds images, too
-  if [ "$(engine_kind)" != host ]; then  # whose nodes are on the disk of the cache
-    enough_space
-    image=(--image "$("$HACK/node-image.sh")")
+  remove_stores
+  if [ "$(engine_kind)" = host ]; then
+    ( cd "$REPO" && kind create cluster --config kind-config.yaml --wait 3m -q >&2 )
+    return
   fi
-  ( cd "$REPO" && kind create cluster --config kind-config.yaml "${image[@]}" --wait 3m -q >&2 )
+  image=$("$HACK/node-image.sh")
+  enough_space
+  timed "the workers' images" fill_template "$image"
+  make_stores "$(grep -c '^- role: worker' "$REPO/kind-config.yaml")"
+  ( cd "$REPO" && with_stores <kind-config.yaml | kind create cluster --config - --image "$image" --wait 3m -q >&2 )
 }
 
 # A cluster whose machine was rebooted has its nodes stopped: start them, and make a new one when that does not help.
@@ -115,6 +121,7 @@ down() {
     [ -z "$(nodes)" ] || die "these nodes could not be removed: $(nodes | xargs)"
   fi
   engine_down
+  remove_stores
   rm -f "$CONFIG" "$BUILD/images.env" "$BUILD/engine"
   say "gone; images and tools stay in $CACHE"
 }

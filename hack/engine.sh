@@ -1,5 +1,6 @@
 # Which Docker the cluster and the images use. Sourced.
 #   use_engine      sets DOCKER_HOST when the engine is our own, starts it when it is not running
+#   with_containerd runs a command beside a containerd of the moment
 #   engine_down     ends our own engine and takes its firewall rules and bridge away; its images stay in the cache
 # A Docker that answers and can pull kind's node image is used as it is. Otherwise a dockerd of our own runs from Debian's
 # packages with its socket, data and address ranges apart from any other.
@@ -80,6 +81,20 @@ use_engine() {
   export DOCKER_HOST=$OWN_SOCKET
   docker info >/dev/null 2>&1 || timed "start dockerd" locked engine start_own
   guard -I
+}
+
+# with_containerd ROOT COMMAND...: runs it with a containerd of the moment on that root, which ctr finds by its environment
+with_containerd() {
+  local root=$1 pid status=0; shift
+  export CONTAINERD_ADDRESS=/run/slipway-store.sock CONTAINERD_NAMESPACE=k8s.io
+  printf 'version = 2\nroot = "%s"\nstate = "/run/slipway-store"\ndisabled_plugins = ["io.containerd.grpc.v1.cri"]\n[grpc]\naddress = "%s"\n' \
+    "$root" "$CONTAINERD_ADDRESS" >"$BUILD/containerd.toml"
+  containerd -c "$BUILD/containerd.toml" >"$CACHE/containerd.log" 2>&1 & pid=$!
+  for _ in $(seq 100); do ctr version >/dev/null 2>&1 && break; sleep 0.1; done
+  "$@" || status=$?
+  kill $pid; wait $pid || true
+  unset CONTAINERD_ADDRESS CONTAINERD_NAMESPACE
+  return $status
 }
 
 # The chains and the bridge that dockerd leaves behind; only when no other Docker was here first.

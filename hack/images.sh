@@ -138,7 +138,7 @@ make_image() {
   docker images --format '{{.Repository}}:{{.Tag}}' "$TO/$1" | grep -vxF "$REF" | xargs -r docker rmi >/dev/null 2>&1 || true
 }
 
-# The nodes begin to pull at once, while other things go on: one of the images has gigabytes. hack/pulled.sh waits for the end by the lock: a
+# The nodes of a cluster that is there begin to pull at once, while other things go on: one of the images has gigabytes. hack/pulled.sh waits for the end by the lock: a
 # kubelet that asks for an image meanwhile would fetch and unpack it a second time, beside ctr (our own node image has no crictl).
 begin_pull() { # REF...
   local node

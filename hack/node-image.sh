@@ -78,15 +78,10 @@ kind_files() {
       >"$R/kind/manifests/default-storage.yaml"
 }
 
-# The images go into the node's own containerd store, by a containerd of the moment.
+# The images go into the node's own containerd store.
 preload() {
-  local pid sock=/run/slipway-preload.sock; rm -rf "$R/var/lib/containerd"; mkdir -p "$R/var/lib/containerd"
-  printf 'version = 2\nroot = "%s"\nstate = "/run/slipway-preload"\ndisabled_plugins = ["io.containerd.grpc.v1.cri"]\n[grpc]\naddress = "%s"\n' \
-    "$R/var/lib/containerd" $sock >"$S/preload.toml"
-  containerd -c "$S/preload.toml" >"$CACHE/preload.log" 2>&1 & pid=$!
-  for _ in $(seq 100); do ctr -a $sock version >/dev/null 2>&1 && break; sleep 0.1; done
-  docker save "${IMAGES[@]}" | ctr -a $sock -n k8s.io images import --no-unpack - >/dev/null
-  kill $pid; wait $pid || true
+  rm -rf "$R/var/lib/containerd"; mkdir -p "$R/var/lib/containerd"
+  docker save "${IMAGES[@]}" | with_containerd "$R/var/lib/containerd" ctr images import --no-unpack - >/dev/null
 }
 
 build() {
