@@ -8,15 +8,18 @@ CLOSED: Final = 4
 DRAINED: Final = 5
 DAMAGED: Final = 6
 TOO_LARGE: Final = 7
+NO_ROOM: Final = 8
 
 Headers = list[tuple[bytes, bytes]]
-# With CALL come the headers as dict[bytes, bytes], with MESSAGE and COMPRESSED bytes, with CLOSED the error code of HTTP/2, with DAMAGED
-# and TOO_LARGE words, with all others None.
+# With CALL come the headers as dict[bytes, bytes], with MESSAGE and COMPRESSED bytes, with CLOSED the error code of HTTP/2, with DAMAGED,
+# TOO_LARGE and NO_ROOM words, with all others None.
 Event = tuple[int, int, Any]
 
 class ProtocolError(Exception): ...
 
 class Session:
+    incoming: Final[int]
+    max_incoming: int
     def __init__(self, max_message_bytes: int, max_streams: int, max_header_bytes: int, window: int) -> None: ...
     def receive(self, data: bytes) -> None: ...
     def take_events(self) -> list[Event]: ...

@@ -8,12 +8,13 @@ SETTINGS and PING floods). Its callbacks only note what happened; `take_events` 
 from collections import deque
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.pyport cimport PY_SSIZE_T_MAX
 from libc.stdint cimport int32_t, uint8_t, uint32_t
 from libc.string cimport memcpy
 
 from slipway_http2.nghttp2 cimport *
 
-CALL, MESSAGE, COMPRESSED, END, CLOSED, DRAINED, DAMAGED, TOO_LARGE = range(8)
+CALL, MESSAGE, COMPRESSED, END, CLOSED, DRAINED, DAMAGED, TOO_LARGE, NO_ROOM = range(9)
 
 cdef enum:
     PREFIX = 5  # a flag (compressed) and the length in network byte order
@@ -63,6 +64,10 @@ cdef class Session:
         max_streams: calls at the same time.
         max_header_bytes: names and values of one call together.
         window: bytes of one call that may be under way before they are taken; four times as many of all calls.
+
+    Attributes:
+        incoming: bytes that have come of messages that are not complete.
+        max_incoming: a call whose message makes it more is dropped. No limit at first.
     """
 
     cdef nghttp2_session *_session
@@ -70,12 +75,15 @@ cdef class Session:
     cdef list _events
     cdef Py_ssize_t _max_message_bytes
     cdef Py_ssize_t _max_header_bytes
+    cdef readonly Py_ssize_t incoming
+    cdef public Py_ssize_t max_incoming
 
     def __cinit__(self, Py_ssize_t max_message_bytes, uint32_t max_streams, uint32_t max_header_bytes, int32_t window):
         self._streams = {}
         self._events = []
         self._max_message_bytes = max_message_bytes
         self._max_header_bytes = max_header_bytes
+        self.max_incoming = PY_SSIZE_T_MAX
         cdef nghttp2_session_callbacks *callbacks
         cdef nghttp2_option *option
         if nghttp2_session_callbacks_new(&callbacks) or nghttp2_option_new(&option):
@@ -119,7 +127,7 @@ cdef class Session:
         """What has happened since the last look, in order: (kind, stream, what comes with it).
 
         CALL: its headers as a dict. MESSAGE, or COMPRESSED, by what its headers name: bytes.
-        END: the peer sends no more. DAMAGED, TOO_LARGE: words about a message, and no more is read of that call.
+        END: the peer sends no more. DAMAGED, TOO_LARGE, NO_ROOM: words about a message, and no more is read of that call.
         DRAINED: all that was sent has gone to the connection. CLOSED: the error code of HTTP/2, 0 at the end of a good call.
         """
         cdef list events = self._events
@@ -353,8 +361,11 @@ cdef int take(Session self, Stream stream, const uint8_t *data, size_t size) exc
         stream.filled += part
         data += part
         size -= part
+        self.incoming += part
         if stream.filled == length:
             done(self, stream)
+        elif self.incoming > self.max_incoming:
+            return drop(self, stream, NO_ROOM, "there is no room for more of this message")
     if stream.message is not None and stream.filled == PyBytes_GET_SIZE(stream.message):
         done(self, stream)  # an empty one at the end of the bytes
     return 0
@@ -362,6 +373,7 @@ cdef int take(Session self, Stream stream, const uint8_t *data, size_t size) exc
 
 cdef int done(Session self, Stream stream) except -1:
     self._events.append((COMPRESSED if stream.prefix[0] else MESSAGE, stream.id, stream.message))
+    self.incoming -= stream.filled
     stream.message = None
     stream.prefix_bytes = 0
     return 0
@@ -369,6 +381,8 @@ cdef int done(Session self, Stream stream) except -1:
 
 cdef int drop(Session self, Stream stream, int kind, str why) except -1:
     stream.is_dropped = True
+    if stream.message is not None:
+        self.incoming -= stream.filled
     stream.message = None
     stream.prefix_bytes = 0
     self._events.append((kind, stream.id, why))
@@ -422,7 +436,10 @@ cdef int on_frame_sent(nghttp2_session *session, const nghttp2_frame *frame, voi
 
 cdef int on_closed(nghttp2_session *session, int32_t stream_id, uint32_t error_code, void *user_data) except? -902:
     cdef Session self = <Session>user_data
-    if self._streams.pop(stream_id, None) is not None:
+    cdef Stream stream = self._streams.pop(stream_id, None)
+    if stream is not None:
+        if stream.message is not None:
+            self.incoming -= stream.filled
         self._events.append((CLOSED, stream_id, error_code))
     return 0
 

@@ -19,6 +19,7 @@ from urllib.parse import quote
 import slipway_http2 as http2
 
 from slipway_runtime.serve.connection import MAX_HEADER_BYTES, Limits, decoded
+from slipway_runtime.serve.incoming import Room
 from slipway_runtime.serve.messages import HttpError
 
 log = logging.getLogger(__name__)
@@ -214,14 +215,16 @@ class Call:
 class Port:
     """What all connections share."""
 
-    def __init__(self, methods: Methods, limits: Limits, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, methods: Methods, limits: Limits, loop: asyncio.AbstractEventLoop, room: Room | None = None) -> None:
         """Make it.
 
         Args:
             methods: by path, as in b"/package.Service/Method".
             limits: what one client may take.
             loop: the event loop.
+            room: for what has come in part, of all protocols; None: of this one.
         """
+        self.room = room or Room(limits.max_incoming_bytes)
         self.methods = methods
         self.limits = limits
         self.loop = loop
@@ -276,7 +279,7 @@ class Connection(asyncio.Protocol):
         self._loop = port.loop
         self._calls: dict[int, Call] = {}
         self._stalled: dict[int, tuple[int, float]] = {}
-        self._received = 0
+        self._received = self._incoming = 0
         self._write_paused_at = 0.0
         self._idle_at = self._loop.time()
         self._will_write = self._is_flush_due = self._is_announced = self._is_going = False
@@ -299,6 +302,7 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget everything; what is queued for this client is cancelled."""
         self._port.forget(self)
+        self._port.room.taken -= self._incoming
         calls, self._calls = self._calls, {}
         for call in calls.values():
             call.leave()
@@ -307,8 +311,10 @@ class Connection(asyncio.Protocol):
         """Take the messages in `data`, and write at once what is answered at once."""
         self._received += len(data)
         self._will_write = True
+        room, session = self._port.room, self.session
+        session.max_incoming = room.limit - room.taken + self._incoming
         try:
-            self.session.receive(data)
+            session.receive(data)
             self._handle()
         except http2.ProtocolError as error:
             log.debug("not HTTP/2: %s", error)
@@ -348,6 +354,9 @@ class Connection(asyncio.Protocol):
                 except Exception as error:  # of a method: it costs its call, not the connection
                     log.exception("a call failed")
                     call.fail(Code.INTERNAL, f"{type(error).__name__}: {error}"[:500])
+        incoming = self.session.incoming
+        self._port.room.taken += incoming - self._incoming
+        self._incoming = incoming
 
     def _tell(self, call: Call, kind: int, value: Any) -> None:
         if kind == http2.MESSAGE:
@@ -360,6 +369,8 @@ class Connection(asyncio.Protocol):
             self._forget(call)
         elif kind == http2.DRAINED:
             call.drained()
+        elif kind == http2.NO_ROOM:
+            call.fail(Code.UNAVAILABLE, self._port.room.refusal().message)
         else:
             call.fail(Code.RESOURCE_EXHAUSTED if kind == http2.TOO_LARGE else Code.INTERNAL, value)
 

@@ -20,8 +20,8 @@ from email.utils import formatdate
 from urllib.parse import unquote
 
 import httptools
-import numpy as np
 
+from slipway_runtime.serve.incoming import LARGE_BODY_BYTES, LargeBody, Readers, Room
 from slipway_runtime.serve.messages import Head, HttpError, Request, Response
 
 MAX_PIPELINED = 32
@@ -30,7 +30,6 @@ MAX_KNOWN_HEADS = 1024
 MAX_KNOWN_HEAD_BYTES = 2048
 LINGER_SECONDS = 2.0
 DISCARD_SECONDS = 0.005
-LARGE_BODY_BYTES = 128 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +43,7 @@ class Limits:
         message_seconds: from the first byte of a request to its last.
         idle_seconds: from an answer to the next request.
         max_connections: more are refused.
+        max_incoming_bytes: of all requests together that have come in part.
     """
 
     max_body_bytes: int = 32 * 1024 * 1024
@@ -52,21 +52,33 @@ class Limits:
     message_seconds: float = 300.0
     idle_seconds: float = 75.0
     max_connections: int = 4096
+    max_incoming_bytes: int = 256 * 1024 * 1024
 
 
 class Hub:
     """What all connections share: the handler, the limits, the set of connections, and whether the server drains."""
 
-    def __init__(self, handle: Callable[[Request], None], limits: Limits, headers: dict[str, str]) -> None:
+    def __init__(
+        self,
+        handle: Callable[[Request], None],
+        limits: Limits,
+        headers: dict[str, str],
+        room: Room | None = None,
+        readers: Readers | None = None,
+    ) -> None:
         """Make the hub.
 
         Args:
             handle: gets each request, and answers it by its `reply`.
             limits: what one client may take.
             headers: header lines of every answer.
+            room: for what has come in part, of all protocols; None: of this one.
+            readers: of large bodies; None: the event loop.
         """
         self.handle = handle
         self.limits = limits
+        self.room = room or Room(limits.max_incoming_bytes)
+        self.readers = readers
         self.connections: set[Connection] = set()
         self.heads: dict[bytes, Head] = {}
         self.draining = False
@@ -156,13 +168,13 @@ class Connection(asyncio.Protocol):
         self._loop = loop
         self._pending: deque[Exchange] = deque()
         self._discarding = False
-        self._reading_paused = False
+        self._reading_paused = self._is_aside = False
         self._write_paused_at = 0.0
         self._linger_until = 0.0
         self._known: Head | None = None
         self._candidate = b""
         self._body: list[bytes] = []
-        self._body_bytes = 0
+        self._body_bytes = self._incoming = 0
         self._in_message = False
         self._in_headers = False
         self._header_bytes = 0
@@ -184,6 +196,7 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget everything; queued jobs of this client are cancelled."""
         self.lost = True
+        self._let_go()
         pending, self._pending = self._pending, deque()
         for exchange in pending:
             if exchange.cancel is not None:
@@ -225,11 +238,14 @@ class Connection(asyncio.Protocol):
         self._in_message = True
         self._message_at = self._data_at
         if head.body_bytes >= LARGE_BODY_BYTES and head.json_bytes is not None and not head.encoding and is_infer(head.path):
-            self._switch(_LargeBody(self, head, data[end:]))
-            return b""
-        self._known = head
-        self._body = [data[end:]]
-        self._body_bytes = total - len(data)
+            body = LargeBody(self, head)
+            self._switch(body)
+            body.begin(data[end:])
+        else:
+            self._known = head
+            self._body = [data[end:]]
+            self._body_bytes = total - len(data)
+            self._hold(len(data) - end)
         return b""
 
     def _take_known(self, head: Head, data: bytes) -> bytes:
@@ -238,35 +254,72 @@ class Connection(asyncio.Protocol):
         if len(data) < missing:
             self._body.append(data)
             self._body_bytes = missing - len(data)
+            self._hold(len(data))
             return b""
         self._body.append(data[:missing])
         body, self._body = b"".join(self._body), []
         self._known = None
         self._in_message = False
+        self._let_go()
         self._accept(head, body)
         return data[missing:]
+
+    def _hold(self, count: int) -> None:
+        """So many bytes more are kept of a message that is not complete."""
+        self._incoming += count
+        room = self._hub.room
+        room.taken += count
+        if room.is_full():
+            self._refuse(room.refusal())
+
+    def _let_go(self) -> None:
+        self._hub.room.taken -= self._incoming
+        self._incoming = 0
 
     def _switch(self, protocol: asyncio.BaseProtocol) -> None:
         # Reading is stopped in between, because uvloop looks at the kind of protocol only when it starts.
         self._transport.pause_reading()
         self._transport.set_protocol(protocol)
-        if not self._write_paused_at and not self._reading_paused:
-            self._transport.resume_reading()
+        self._resume()
 
-    def take_part(self) -> bool:
+    # --- incoming.Owner -------------------------------------------------------------------------------------------
+
+    def take_part(self, count: int) -> bool:
         """More of a large body has come; says whether it is of any use still."""
         self._data_at = self._loop.time()
         if self._discarding:
             self._discard()
+        else:
+            self._hold(count)
         return not self._discarding
 
     def take_large(self, head: Head, body: memoryview) -> None:
         """A large body is complete."""
         self._switch(self)
         self._in_message = False
+        self._let_go()
         exchange = self._enqueue(head, b"")
         exchange.buffer = body
         self._hub.handle(exchange)
+
+    def read_aside(self, target: memoryview, done: Callable[[int, bool], None]) -> None:
+        """Let a thread read what comes, if there is one."""
+        readers = self._hub.readers
+        if readers is not None and not self._transport.is_closing():
+            self._is_aside = True
+            self._transport.pause_reading()
+            readers.read(self._transport.get_extra_info("socket"), target, done)
+
+    def read_on(self, *, has_ended: bool) -> None:
+        """The thread is through: read here again."""
+        self._is_aside = False
+        if has_ended:
+            self.eof_received()
+            self._transport.close()
+        else:
+            self._resume()
+
+    # --- messages -------------------------------------------------------------------------------------------------
 
     def _accept(self, head: Head, body: bytes, *, keep_alive: bool = True) -> None:
         exchange = self._enqueue(head, body)
@@ -326,8 +379,7 @@ class Connection(asyncio.Protocol):
     def resume_writing(self) -> None:
         """The client reads again."""
         self._write_paused_at = 0.0
-        if not self._reading_paused:
-            self._transport.resume_reading()
+        self._resume()
 
     # --- httptools callbacks --------------------------------------------------------------------------------------
 
@@ -404,6 +456,7 @@ class Connection(asyncio.Protocol):
             self._refuse_body()
         else:
             self._body.append(body)
+            self._hold(len(body))
 
     def on_message_complete(self) -> None:
         """Hand the request over."""
@@ -412,6 +465,7 @@ class Connection(asyncio.Protocol):
         self._in_message = False
         if self._discarding:
             return
+        self._let_go()
         body, self._body = self._body[0] if len(self._body) == 1 else b"".join(self._body), []
         path = self._target.split(b"?", 1)[0].decode("latin-1")
         path = (unquote(path) if "%" in path else path).rstrip("/") or "/"
@@ -446,7 +500,10 @@ class Connection(asyncio.Protocol):
 
     def _read_on(self) -> None:
         self._reading_paused = False
-        if not self._write_paused_at and not self._transport.is_closing():
+        self._resume()
+
+    def _resume(self) -> None:
+        if not self._write_paused_at and not self._reading_paused and not self._is_aside and not self._transport.is_closing():
             self._transport.resume_reading()
 
     def _write(self, exchange: Exchange, response: Response) -> None:
@@ -483,6 +540,8 @@ class Connection(asyncio.Protocol):
             return
         self._discarding = True
         self._in_message = False
+        self._body = []
+        self._let_go()
         exchange = self._enqueue(Head("", ""), b"")
         exchange.keep_alive, exchange.linger = False, True
         exchange.reply(error.response())
@@ -531,32 +590,6 @@ def _has_unread(descriptor: int) -> bool:
     poller = select.poll()
     poller.register(descriptor, select.POLLIN)
     return bool(poller.poll(0))
-
-
-class _LargeBody(asyncio.BufferedProtocol):
-    """Has the transport while a large body arrives, which the kernel writes where it stays: no copy, where pieces would be copied twice."""
-
-    def __init__(self, connection: Connection, head: Head, begun: bytes) -> None:
-        self._connection, self._head = connection, head
-        self._buffer = np.empty(head.body_bytes, np.uint8).data  # pages that are never written take no memory
-        self._buffer[: len(begun)] = begun
-        self._filled = len(begun)
-        self.eof_received = connection.eof_received  # type: ignore[method-assign]
-        self.connection_lost = connection.connection_lost  # type: ignore[method-assign]
-        self.pause_writing = connection.pause_writing  # type: ignore[method-assign]
-        self.resume_writing = connection.resume_writing  # type: ignore[method-assign]
-
-    def get_buffer(self, sizehint: int) -> memoryview:
-        """Where the next bytes go."""
-        return self._buffer[self._filled :]
-
-    def buffer_updated(self, nbytes: int) -> None:
-        """So many have come."""
-        self._filled += nbytes
-        if not self._connection.take_part():
-            self._filled = 0  # a request that was refused: its rest is read and dropped
-        elif self._filled == len(self._buffer):
-            self._connection.take_large(self._head, self._buffer)
 
 
 _HEADERS: dict[bytes, Callable[[Connection, bytes], None]] = {

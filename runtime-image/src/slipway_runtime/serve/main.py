@@ -28,6 +28,11 @@ from slipway_runtime.serve.workers import MAX_WORKERS, Board, Place, run_workers
 
 log = logging.getLogger(__name__)
 
+# Threads that read large bodies take from a model what they give to the event loop, where the CPUs are few.
+CPUS_PER_READER, MAX_READERS = 4, 4
+# Requests of the largest size that may be arriving at the same time.
+INCOMING_BODIES = 8
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `serve`."""
@@ -133,8 +138,15 @@ def _plan(args: argparse.Namespace, environment: Mapping[str, str], workers: int
     is_logging = args.access_log or environment.get("SLIPWAY_ACCESS_LOG", "").lower() == "true"
     queue = QueueOptions(lanes, max_batch, max_delay, args.queue_size, args.queue_bytes)
     app = AppOptions(args.model_name, args.revision, queue, args.stuck_seconds, is_logging)
-    limits = Limits(args.max_body_bytes, args.header_seconds, args.body_seconds, idle_seconds=args.idle_seconds)
-    return ServerOptions(args.host, args.port, args.grpc_port, args.drain_seconds, limits, app), load
+    limits = Limits(
+        args.max_body_bytes,
+        args.header_seconds,
+        args.body_seconds,
+        idle_seconds=args.idle_seconds,
+        max_incoming_bytes=INCOMING_BODIES * args.max_body_bytes,
+    )
+    readers = min(MAX_READERS, cpus // CPUS_PER_READER)
+    return ServerOptions(args.host, args.port, args.grpc_port, args.drain_seconds, limits, app, readers), load
 
 
 def worker_count(args: argparse.Namespace, environment: Mapping[str, str]) -> int:

@@ -19,6 +19,7 @@ from slipway_runtime.serve.app import Call as Question
 from slipway_runtime.serve.batching import model_error
 from slipway_runtime.serve.calls import WINDOW_BYTES, Call, Code, Methods, Port, Streaming, Unary
 from slipway_runtime.serve.connection import Limits
+from slipway_runtime.serve.incoming import Room
 from slipway_runtime.serve.messages import HttpError
 from slipway_runtime.serve.model import Model
 from slipway_runtime.serve.rpc_codec import RpcCodec, streamed
@@ -289,6 +290,6 @@ def _fail(call: Call, error: HttpError) -> None:
     call.fail(_CODES.get(error.status, Code.INTERNAL), error.message, kept)
 
 
-def port_of(app: App, limits: Limits, loop: asyncio.AbstractEventLoop) -> Port:
+def port_of(app: App, limits: Limits, loop: asyncio.AbstractEventLoop, room: Room) -> Port:
     """What serves the app's model over gRPC."""
-    return Port(Rpc(app).methods(), limits, loop)
+    return Port(Rpc(app).methods(), limits, loop, room)

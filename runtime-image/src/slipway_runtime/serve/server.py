@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, NoReturn
 from slipway_runtime.reasons import EXIT_CODES, Failure, write_termination
 from slipway_runtime.serve.app import DRAINING, App, AppOptions
 from slipway_runtime.serve.connection import Connection, Hub, Limits
+from slipway_runtime.serve.incoming import Readers
 from slipway_runtime.serve.model import Model
 from slipway_runtime.serve.workers import Place
 
@@ -35,7 +36,7 @@ FRESH_SECONDS = 1.0
 
 @dataclass(frozen=True, slots=True)
 class ServerOptions:
-    """Where to listen (`grpc_port` 0: not at all) and how long to drain, in seconds."""
+    """Where to listen (`grpc_port` 0: not at all), how long to drain, in seconds, and how many threads read large bodies."""
 
     host: str
     port: int
@@ -43,6 +44,7 @@ class ServerOptions:
     drain_seconds: float
     limits: Limits
     app: AppOptions
+    readers: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +78,8 @@ class Server:
         self._is_shared = place is not None
         if place is not None:
             self._app.join(place)
-        self._hub = Hub(self._app.handle, options.limits, {"x-slipway-revision": options.app.revision})
+        self._readers = Readers(options.readers, self._loop) if options.readers else None
+        self._hub = Hub(self._app.handle, options.limits, {"x-slipway-revision": options.app.revision}, readers=self._readers)
         self._stop: asyncio.Future[Failure | None] = self._loop.create_future()
         self._loading = True
 
@@ -110,6 +113,8 @@ class Server:
         is_live, why = self._app.is_live()
         if failure is None and not is_live:
             failure = Failure("ModelStuck", why)
+        if self._readers is not None:
+            self._readers.close()
         ended = self._app.close(timeout=1.0) and not self._loading
         if failure is not None:
             raise failure
@@ -128,7 +133,7 @@ class Server:
             from slipway_runtime.serve.rpc import port_of  # noqa: PLC0415 (a pod without gRPC does without protobuf)
         except ImportError as error:
             raise Failure("InvalidArguments", f"--grpc-port needs slipway_http2 (runtime-image/http2): {error}") from error
-        return port_of(self._app, self._options.limits, self._loop)
+        return port_of(self._app, self._options.limits, self._loop, self._hub.room)
 
     def _connection(self) -> Connection:
         return Connection(self._hub, self._loop)

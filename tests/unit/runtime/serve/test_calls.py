@@ -467,6 +467,31 @@ def test_headers_that_are_too_large_cost_their_call_only():
     assert client.flow().answer(good) == (0, framed(b"good"))
 
 
+def test_all_that_arrives_together_is_bounded():
+    service = Service(Limits(max_body_bytes=100_000, max_incoming_bytes=100_000))
+    room = service.port.room
+    clients = [Client(service).flow() for _ in range(2)]
+    message = framed(b"x" * 60_000)
+    streams = [client.ask(data=message[:40_005], end=False) for client in clients]
+    for client in clients:
+        client.flow()
+    assert room.taken == 80_000
+    late = clients[1].ask(data=message[:40_005], end=False)
+    assert clients[1].flow().answer(late)[0] == Code.UNAVAILABLE
+    assert room.taken == 80_000
+    for client, stream in zip(clients, streams, strict=True):  # the first has room now that the late one has gone
+        client.h2.send_data(stream, message[40_005:], end_stream=True)
+        assert client.flow().answer(stream) == (0, message)
+    assert room.taken == 0
+    for leave in (lambda client, stream: client.h2.reset_stream(stream), lambda client, _: client.connection.connection_lost(None)):
+        stream = clients[0].ask(data=message[:40_005], end=False)
+        clients[0].flow()
+        assert room.taken == 40_000
+        leave(clients[0], stream)
+        clients[0].flow()
+        assert room.taken == 0
+
+
 def test_whatever_comes_nothing_is_raised_and_the_next_client_is_served():
     service = Service(Limits(max_body_bytes=1000))
     client = Client(service)

@@ -10,7 +10,8 @@ import zlib
 
 import pytest
 
-from slipway_runtime.serve.connection import LARGE_BODY_BYTES, MAX_KNOWN_HEADS, Connection, Hub, Limits, decoded, is_plain
+from slipway_runtime.serve.connection import MAX_KNOWN_HEADS, Connection, Hub, Limits, decoded, is_plain
+from slipway_runtime.serve.incoming import LARGE_BODY_BYTES
 from slipway_runtime.serve.messages import HttpError, Response
 
 
