@@ -66,7 +66,9 @@ class Kube:
                 tls.load_cert_chain(pair.name)
         self._headers = {"Authorization": f"Bearer {user['token']}"} if "token" in user else {}
         url = urlsplit(cluster["server"])
-        self._pool = urllib3.HTTPSConnectionPool(url.hostname, url.port, ssl_context=tls, maxsize=8, timeout=60, retries=3)
+        # 504: the server had no answer of etcd in time, as when the disk stands still. What is asked here may be asked twice.
+        retries = urllib3.Retry(3, status_forcelist=[504], allowed_methods=None, raise_on_status=False)
+        self._pool = urllib3.HTTPSConnectionPool(url.hostname, url.port, ssl_context=tls, maxsize=8, timeout=60, retries=retries)
         self._resources: dict[str, Resource] = {}
 
     def get(self, *arguments: str) -> Manifest:
