@@ -31,11 +31,22 @@ http2_wheel() {
   WHEEL=$(compgen -G "$folder/*.whl")
 }
 
+# A file is as old as its content in every clone, because Python takes bytecode by its source's time: in a new clone each of the processes
+# that pytest starts would compile the project and its tests anew.
+date_sources() {
+  git ls-files -z '*.py' | xargs -0 python3 -c 'import os, sys, zlib
+for path in sys.argv[1:]:
+    with open(path, "rb") as file:
+        when = 10**9 + zlib.crc32(file.read()) % (5 * 10**8)
+    os.utime(path, (when, when))'
+}
+
 setup() {
   local uv; uv=$(find_uv)
   [ -x .venv/bin/python ] || "$uv" venv -q --python '>=3.11,<3.14' .venv
   "$uv" pip sync -q --python .venv/bin/python --require-hashes hack/requirements-dev.txt
   "$uv" pip install -q --python .venv/bin/python --no-deps --no-build-isolation -e operator -e runtime-image
+  date_sources
   http2_wheel "$uv"
   "$uv" pip install -q --python .venv/bin/python --no-deps --no-index --reinstall "$WHEEL"
   echo "$STAMP" >.venv/.stamp

@@ -9,7 +9,7 @@ cd "$REPO"
 TIMES=$(mktemp -d) PIDS=() FAILED=''
 exec 3>&2
 
-# The first lane waits for the cluster half of its time, and the others take what it leaves: by nice, a tenth or so less for each step.
+# The first lane waits half of its time, and the others take what it leaves: by nice, a tenth or so less for each step.
 # That counts against all that is not of this session, as the pods of the cluster are, only where kernel.sched_autogroup_enabled is 0.
 rank() { # LANE: its niceness
   [ "$1" -le 1 ] && echo 0 || echo 15
