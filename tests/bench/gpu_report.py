@@ -64,15 +64,29 @@ def measured() -> None:
 
 
 def served() -> None:
-    bare = {key(row): row["rows"]["bare"]["32"] for row in raw("measure") if "latency" in row and row["run"] == 2}
+    bare = {(row["run"], *key(row)): row["rows"]["bare"]["32"] for row in raw("measure") if "latency" in row}
     rows: list[list[object]] = []
     for row in raw("serve"):
-        ratio = f"{row['perSecond'] / bare[key(row)]:.2f}" if row["connections"] > 1 else ""
+        ratio = f"{row['perSecond'] / bare[row['run'], *key(row)]:.2f}" if row["connections"] > 1 else ""
         load = f"{row['connections']} x {row['rows']}"
         numbers = [f"{row['perSecond']:.0f}", ratio, f"{row['p50ms']:.2f}", f"{row['p99ms']:.1f}", row["batch"], row["cpu"], row["loopCpu"]]
-        rows.append([*key(row)[:1], row["variant"], load, *numbers, row["memoryMiB"]])
+        rows.append([*key(row)[:1], row["variant"], row["run"], load, *numbers, row["memoryMiB"]])
     table(
-        ["model", "server", "connections x rows", "rows/s", "to bare", "p50 ms", "p99 ms", "batch", "CPUs", "of them the loop", "MiB"], rows
+        [
+            "model",
+            "server",
+            "run",
+            "connections x rows",
+            "rows/s",
+            "to bare",
+            "p50 ms",
+            "p99 ms",
+            "batch",
+            "CPUs",
+            "of them the loop",
+            "MiB",
+        ],
+        rows,
     )
 
 
