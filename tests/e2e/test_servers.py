@@ -1,4 +1,4 @@
-"""One model on the Python server, the C++ server and TorchServe; and servers in trouble: a call that never returns, a full queue."""
+"""One model on the Python server, the C++ server and TorchServe; and servers that are stuck, out of memory, or asked too much."""
 
 from __future__ import annotations
 
@@ -122,6 +122,21 @@ def test_a_stuck_model_is_restarted_and_the_reason_told(runtimes: Cluster, names
         namespace.wait_event("tiny", "ModelStuck", timeout=180)
     (told,) = [event for event in namespace.events("tiny") if event["reason"] == "ModelStuck"]
     assert "a call of the model has been running for" in told["message"]
+    namespace.wait_ready("tiny")
+
+
+def test_a_server_out_of_memory_is_restarted_and_the_reason_told(runtimes: Cluster, namespace: Namespace) -> None:
+    conversion = {"candidates": [{"target": "None"}]}
+    resources = {"requests": {"cpu": "50m", "memory": "256Mi"}, "limits": {"cpu": "1", "memory": "1Gi"}}
+    code = odd("x = x + x.new_ones(1 << 30).sum()", 0.02)  # 4 GB
+    namespace.apply(model_folder("v1", code=code), mdep("tiny", "configmap://v1", conversion=conversion, serving={"resources": resources}))
+    namespace.wait_ready("tiny")
+    with namespace.cluster.forward(namespace.name, "service/tiny", 80) as url:
+        assert ask(url, ROWS) == (200, None)
+        threading.Thread(target=ask, args=(url, ODD, 300), daemon=True).start()
+        namespace.wait_event("tiny", "OutOfMemory", timeout=180)
+    (told,) = [event for event in namespace.events("tiny") if event["reason"] == "OutOfMemory"]
+    assert "needed more memory than its limit" in told["message"]
     namespace.wait_ready("tiny")
 
 
