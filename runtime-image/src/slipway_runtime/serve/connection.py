@@ -26,6 +26,8 @@ from slipway_runtime.serve.messages import Head, HttpError, Request, Response
 
 MAX_PIPELINED = 32
 MAX_HEADER_BYTES = 64 * 1024
+# A head comes in one piece or in a few. Whoever sends more of them is read once a second, or hundreds would have the loop for themselves.
+MAX_HEAD_PIECES = 8
 MAX_KNOWN_HEADS = 1024
 MAX_KNOWN_HEAD_BYTES = 2048
 LINGER_SECONDS = 2.0
@@ -168,7 +170,7 @@ class Connection(asyncio.Protocol):
         self._loop = loop
         self._pending: deque[Exchange] = deque()
         self._discarding = False
-        self._reading_paused = self._is_aside = False
+        self._reading_paused = self._is_aside = self._is_slow = False
         self._write_paused_at = 0.0
         self._linger_until = 0.0
         self._known: Head | None = None
@@ -177,7 +179,7 @@ class Connection(asyncio.Protocol):
         self._body_bytes = self._incoming = 0
         self._in_message = False
         self._in_headers = False
-        self._header_bytes = 0
+        self._header_bytes = self._head_pieces = 0
         self._message_at = self._data_at = self._idle_at = loop.time()
         self._closing_at = 0.0
         self.served = 0
@@ -386,7 +388,7 @@ class Connection(asyncio.Protocol):
     def on_message_begin(self) -> None:
         """Reset the per-message state."""
         self._in_message = self._in_headers = True
-        self._header_bytes = self._body_bytes = 0
+        self._header_bytes = self._head_pieces = self._body_bytes = 0
         self._message_at = self._data_at
         self._body = []
         self._target = self._framing = self._content_type = b""
@@ -503,7 +505,8 @@ class Connection(asyncio.Protocol):
         self._resume()
 
     def _resume(self) -> None:
-        if not self._write_paused_at and not self._reading_paused and not self._is_aside and not self._transport.is_closing():
+        is_held = self._write_paused_at or self._reading_paused or self._is_aside or self._is_slow
+        if not is_held and not self._transport.is_closing():
             self._transport.resume_reading()
 
     def _write(self, exchange: Exchange, response: Response) -> None:
@@ -548,8 +551,12 @@ class Connection(asyncio.Protocol):
 
     def _count_header_bytes(self, count: int) -> None:
         self._header_bytes += count
+        self._head_pieces += 1
         if self._header_bytes > MAX_HEADER_BYTES:
             self._refuse(HttpError(431, f"the headers are larger than {MAX_HEADER_BYTES} bytes"))
+        elif self._head_pieces > MAX_HEAD_PIECES:
+            self._is_slow = True
+            self._transport.pause_reading()
 
     # --- time -----------------------------------------------------------------------------------------------------
 
@@ -565,6 +572,9 @@ class Connection(asyncio.Protocol):
 
     def check(self, now: float) -> None:
         """Close or refuse when the client is too slow; `now` is the loop's time."""
+        if self._is_slow:
+            self._is_slow = False
+            self._resume()
         limits = self._hub.limits
         unread_since = self._closing_at or self._write_paused_at
         if unread_since:

@@ -10,7 +10,7 @@ import zlib
 
 import pytest
 
-from slipway_runtime.serve.connection import MAX_KNOWN_HEADS, Connection, Hub, Limits, decoded, is_plain
+from slipway_runtime.serve.connection import MAX_HEAD_PIECES, MAX_KNOWN_HEADS, Connection, Hub, Limits, decoded, is_plain
 from slipway_runtime.serve.incoming import LARGE_BODY_BYTES
 from slipway_runtime.serve.messages import HttpError, Response
 
@@ -371,6 +371,31 @@ async def test_the_rest_of_a_large_body_that_was_refused_is_dropped():
     assert b"408" in wire.written
     wire.send(message[100_000:] + message, 50_000)
     assert len(server.seen) == 1
+
+
+async def test_a_head_in_many_pieces_is_read_once_a_second():
+    clock = Clock()
+    server = Server()
+    connection, wire = server.connect(loop=clock)
+    head = post(b"").removesuffix(b"\r\n\r\n")
+    for number in range(MAX_HEAD_PIECES):
+        connection.data_received(head[number : number + 1])
+    assert not wire.paused
+    connection.data_received(head[MAX_HEAD_PIECES : MAX_HEAD_PIECES + 1])
+    assert wire.paused
+    connection.check(clock.now)
+    assert not wire.paused
+    connection.data_received(head[MAX_HEAD_PIECES + 1 :])
+    assert wire.paused
+    connection.check(clock.now)
+    connection.data_received(b"\r\n\r\n" + post(b"next"))
+    assert not wire.paused
+    assert wire.written.count(b"200 OK") == 2
+    for number in range(MAX_HEAD_PIECES + 1):
+        connection.data_received(head[number : number + 1])
+    assert wire.paused
+    connection.check(clock.now + Limits().header_seconds + 1)
+    assert b"408" in wire.written
 
 
 async def test_a_refused_client_that_sends_on_is_read_now_and_then_only():
