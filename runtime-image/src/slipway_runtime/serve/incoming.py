@@ -64,8 +64,8 @@ class Readers:
             self._loop.call_soon_threadsafe(done, *future.result())
 
     def close(self) -> None:
-        """Let no thread begin anew."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        """Take no more; what is being read ends soon."""
+        self._threads.shutdown(wait=False)
 
 
 def _read(descriptor: int, target: memoryview) -> tuple[int, bool]:
