@@ -11,6 +11,7 @@ is left out: equal bytes parse alike.
 from __future__ import annotations
 
 import asyncio
+import random
 import select
 import zlib
 from collections import deque
@@ -26,12 +27,14 @@ from slipway_runtime.serve.messages import Head, HttpError, Request, Response
 
 MAX_PIPELINED = 32
 MAX_HEADER_BYTES = 64 * 1024
-# A head comes in one piece or in a few. Whoever sends more of them is read once a second, or hundreds would have the loop for themselves.
-MAX_HEAD_PIECES = 8
+# A head comes in one piece or in a few. Whoever sends more of them is read about once a second, or hundreds would have the loop for
+# themselves; not all of them at the same time, for the same reason.
+MAX_HEAD_PIECES = 4
+SLOW_HEAD_SECONDS = 0.5, 1.5
 MAX_KNOWN_HEADS = 1024
 MAX_KNOWN_HEAD_BYTES = 2048
 LINGER_SECONDS = 2.0
-DISCARD_SECONDS = 0.005
+DISCARD_SECONDS, DISCARD_BYTES = 0.005, 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,7 +212,7 @@ class Connection(asyncio.Protocol):
         """Take the messages whose heads are known, and feed the parser with the rest."""
         self._data_at = self._loop.time()
         if self._discarding:
-            return self._discard()
+            return self._discard(len(data))
         while data and not self._discarding:
             if self._known is not None:
                 data = self._take_known(self._known, data)
@@ -224,9 +227,9 @@ class Connection(asyncio.Protocol):
                 data = self._begin_known(head, data, end)
         return None
 
-    def _discard(self) -> None:
-        """Let a refused client wait before more of what it sends is read and dropped: others have the loop meanwhile."""
-        if not self._reading_paused and not self._transport.is_closing():
+    def _discard(self, count: int) -> None:
+        """Let a refused client that sends much wait before more of it is read and dropped: others have the loop meanwhile."""
+        if count >= DISCARD_BYTES and not self._reading_paused and not self._transport.is_closing():
             self._reading_paused = True
             self._transport.pause_reading()
             self._loop.call_later(DISCARD_SECONDS, self._read_on)
@@ -290,7 +293,7 @@ class Connection(asyncio.Protocol):
         """More of a large body has come; says whether it is of any use still."""
         self._data_at = self._loop.time()
         if self._discarding:
-            self._discard()
+            self._discard(count)
         else:
             self._hold(count)
         return not self._discarding
@@ -557,6 +560,11 @@ class Connection(asyncio.Protocol):
         elif self._head_pieces > MAX_HEAD_PIECES:
             self._is_slow = True
             self._transport.pause_reading()
+            self._loop.call_later(random.uniform(*SLOW_HEAD_SECONDS), self._read_slow)  # noqa: S311
+
+    def _read_slow(self) -> None:
+        self._is_slow = False
+        self._resume()
 
     # --- time -----------------------------------------------------------------------------------------------------
 
@@ -572,9 +580,6 @@ class Connection(asyncio.Protocol):
 
     def check(self, now: float) -> None:
         """Close or refuse when the client is too slow; `now` is the loop's time."""
-        if self._is_slow:
-            self._is_slow = False
-            self._resume()
         limits = self._hub.limits
         unread_since = self._closing_at or self._write_paused_at
         if unread_since:
