@@ -4,6 +4,7 @@
 #           only when named: slipway-libtorch (compiling its server takes minutes); for tests, slipway-fake-dra-driver slipway-test-envoy-gateway
 #           slipway-test-envoy slipway-test-prometheus-operator slipway-test-config-reloader slipway-test-prometheus
 #           slipway-test-keda slipway-test-keda-adapter slipway-test-metrics-server slipway-test-torchserve
+#           slipway-test-triton (where $TRITON names an installation)
 # A tag is the hash of what went in (Dockerfile, lock files, sources, base), so an image already in the registry is not built.
 # SLIPWAY_IMAGE_REGISTRY: where to push instead of the local registry (with SLIPWAY_KUBECONFIG).
 source "$(dirname "$0")/lib.sh"
@@ -40,6 +41,24 @@ torch_tag() { tag_of runtime-image runtime-image/install.sh runtime-image/requir
 torchserve_tag() {
   { hash_of hack/torchserve/Dockerfile hack/torchserve/requirements.txt hack/requirements-build.txt runtime-image/install.sh runtime-image/requirements-torch.txt
     echo "$BASE"; } | sha256sum | cut -c1-12
+}
+
+# triton_tag: the hash of the installation that $TRITON names
+triton_tag() {
+  [ -x "${TRITON:-}/bin/tritonserver" ] || die "slipway-test-triton needs an installation of Triton: name its folder in TRITON"
+  { hash_of hack/triton/Dockerfile; echo "$BASE"; cd "$TRITON/" && find . -type f ! -path '*/python_backend_stubs/*' -print0 | LC_ALL=C sort -z | xargs -0 sha256sum; } |
+    sha256sum | cut -c1-12
+}
+
+build_triton() { # REF
+  local dir=$BUILD/triton-context args=() from
+  from=$(cd -P "$TRITON/" && pwd)
+  [ -z "$BASE" ] || args+=(--build-arg "BASE_IMAGE=$BASE")
+  rm -rf "$dir"; mkdir -p "$dir/tritonserver" "$dir/libs"; cp "$HACK/triton/Dockerfile" "$dir/"
+  tar -C "$from" --exclude ./python_backend_stubs -c . | tar -C "$dir/tritonserver" -x
+  [ ! -d "$from/../../nvidia_pytriton.libs" ] || cp -a "$from/../../nvidia_pytriton.libs/." "$dir/libs"
+  docker build -q "${args[@]}" -t "$1" "$dir" >/dev/null || die "docker build of $1 failed"
+  rm -rf "$dir"
 }
 
 in_registry() { # NAME TAG
@@ -101,6 +120,7 @@ make_image() {
     slipway-runtime) tag=$(tag_of runtime-image runtime-image/install.sh runtime-image/requirements.txt) ;;
     slipway-runtime-torch) tag=$(torch_tag) ;;
     slipway-test-torchserve) tag=$(torchserve_tag) ;;
+    slipway-test-triton) tag=$(triton_tag) ;;
     slipway-fake-accelerators) tag=$(static_tag fake-accelerators fake-device-plugin fake-accelerators) ;;
     slipway-fake-dra-driver) tag=$(static_tag fake-dra-driver fake-dra-driver fake-accelerators) ;;
     slipway-test-keda) tag=$(static_tag keda keda-operator monitoring) ;;
@@ -126,6 +146,7 @@ make_image() {
     slipway-runtime-torch) docker_build runtime-image "$REF" --build-arg REQUIREMENTS=requirements-torch.txt ;;
     slipway-libtorch) docker_build runtime-image/libtorch "$REF" ;;
     slipway-test-torchserve) build_torchserve "$REF" ;;
+    slipway-test-triton) build_triton "$REF" ;;
     slipway-test-envoy-gateway) build_gateway gateway "$REF" ;;
     slipway-test-envoy) build_gateway envoy "$REF" ;;
     slipway-test-prometheus-operator) build_static prometheus-operator "$REF" monitoring ;;

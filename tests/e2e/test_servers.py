@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 import urllib.error
 import urllib.request
@@ -18,6 +19,7 @@ from e2e.kit import MODEL, ROOT, Cluster, Manifest, Namespace, built, linear, md
 pytestmark = [pytest.mark.nightly, pytest.mark.slow, pytest.mark.timeout(900)]
 ROWS = [[1.0, 2.0, 3.0, 4.0], [-1.0, 0.5, 0.0, 2.0]]
 ODD = [[200.0, 2.0, 3.0, 4.0]]
+HAS_TRITON = "TRITON" in os.environ  # the folder of an installation, which is brought along by hand
 
 
 def another(cluster: Cluster, base: str, name: str, *arguments: str, **spec: Any) -> Manifest:
@@ -27,10 +29,9 @@ def another(cluster: Cluster, base: str, name: str, *arguments: str, **spec: Any
     return {"apiVersion": "slipway.dev/v1alpha1", "kind": "ServingRuntime", "metadata": {"name": name}, "spec": changed}
 
 
-def torchserve(cluster: Cluster, name: str) -> Manifest:
-    """The chart's ServingRuntime for TorchServe, which is off by default, with an image made here."""
-    image = built("slipway-test-torchserve")
-    values = [f"servingRuntimes.torchserve.{setting}" for setting in ("enabled=true", f"image={image}")]
+def optional(cluster: Cluster, base: str, name: str) -> Manifest:
+    """A ServingRuntime of the chart that is off by default, with an image made here."""
+    values = [f"servingRuntimes.{base}.{setting}" for setting in ("enabled=true", f"image={built(f'slipway-test-{base}')}")]
     words = [
         "--show-only",
         "templates/servingruntimes.yaml",
@@ -41,16 +42,17 @@ def torchserve(cluster: Cluster, name: str) -> Manifest:
     done = cluster.helm("template", "slipway", str(ROOT / "charts/slipway"), *words)
     assert done.returncode == 0, done.stderr
     documents = yaml.safe_load_all(yaml.safe_load(done.stdout)["data"]["servingruntimes.yaml"])
-    (found,) = (document for document in documents if document["metadata"]["name"] == "torchserve")
+    (found,) = (document for document in documents if document["metadata"]["name"] == base)
     return {**found, "metadata": {"name": name}}
 
 
 @pytest.fixture(scope="module")
 def runtimes(slipway: Cluster) -> Iterator[Cluster]:
-    """The C++ server's image, and servers that are quick to call a model stuck, or to refuse."""
+    """Other servers, and servers that are quick to call a model stuck, or to refuse."""
     made = [
         another(slipway, "libtorch", "zz-libtorch", image=built("slipway-libtorch")),
-        torchserve(slipway, "zz-torchserve"),
+        optional(slipway, "torchserve", "zz-torchserve"),
+        *([optional(slipway, "triton", "zz-triton")] if HAS_TRITON else []),
         another(slipway, "slipway", "zz-impatient", "--stuck-seconds=3", "--drain-seconds=1"),
         another(slipway, "slipway", "zz-narrow", "--lanes=1", "--queue-size=2"),
     ]
@@ -92,20 +94,21 @@ def by_torchserve(url: str, model: str, rows: list[list[float]]) -> np.ndarray:
 
 def test_one_model_answers_alike_on_all_servers(runtimes: Cluster, namespace: Namespace) -> None:
     conversion = {"candidates": [{"target": "TorchScript"}]}
-    by = {"python": "slipway", "cpp": "zz-libtorch", "java": "zz-torchserve"}
-    namespace.apply(
-        model_folder("v1"),
-        *(mdep(name, "configmap://v1", conversion=conversion, serving={"runtime": runtime}) for name, runtime in by.items()),
-    )
+    onnx = {"candidates": [{"target": "ONNX"}]}
+    by = {"python": "slipway", "cpp": "zz-libtorch", "java": "zz-torchserve"} | ({"triton": "zz-triton"} if HAS_TRITON else {})
+    namespace.apply(model_folder("v1"))
+    for name, runtime in by.items():
+        wish = onnx if name == "triton" else conversion
+        namespace.apply(mdep(name, "configmap://v1", conversion=wish, serving={"runtime": runtime}))
     answers = {}
     for name in by:
         namespace.wait_ready(name)
         with namespace.cluster.forward(namespace.name, f"service/{name}", 80) as url:
             answers[name] = (by_torchserve if name == "java" else namespace.infer)(url, name, ROWS)
-    answers |= {f"{name} by gRPC": namespace.infer_by_grpc(name, ROWS) for name in ("python", "cpp")}
-    assert len(namespace.items("mart")) == 1, "one conversion serves all"
+    answers |= {f"{name} by gRPC": namespace.infer_by_grpc(name, ROWS) for name in by if name != "java"}
+    assert len(namespace.items("mart")) == 1 + HAS_TRITON, "one conversion serves all that take its format"
     for answer in answers.values():
-        np.testing.assert_allclose(answer, answers["python"], rtol=1e-6)
+        np.testing.assert_allclose(answer, answers["python"], rtol=1e-5)
     np.testing.assert_allclose(answers["python"], linear(ROWS), rtol=1e-5)
 
 
