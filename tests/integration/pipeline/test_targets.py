@@ -360,7 +360,7 @@ def build():
         pass
 
 
-ENCODER = """
+TEXT_ENCODER = """
 import torch
 
 class Encoder(torch.nn.Module):
@@ -391,7 +391,7 @@ def test_an_encoder_of_texts_keeps_its_length_up_to_its_last_position(pipeline, 
     for shape in ((1, 7), (5, 1), (2, 2), (2, 64)):
         batches.append({"ids": dice.integers(0, 50, shape), "mask": np.ones(shape, np.int64)})
         batches[-1]["mask"][:, 5:] = 0
-    for backend in backends_alike(pipeline, {"model": source(ENCODER), "signature": signature}, ENCODER, batches):
+    for backend in backends_alike(pipeline, {"model": source(TEXT_ENCODER), "signature": signature}, TEXT_ENCODER, batches):
         with pytest.raises(Exception):  # noqa: B017, PT011 - each engine has its own
             backend.infer({"ids": np.zeros((1, 65), np.int64), "mask": np.ones((1, 65), np.int64)})
 
