@@ -20,8 +20,8 @@ from slipway_runtime.artifact import open_artifact
 from slipway_runtime.reasons import EXIT_CODES, Failure, write_termination
 from slipway_runtime.serve.app import AppOptions
 from slipway_runtime.serve.batching import QueueOptions
+from slipway_runtime.serve.cgroup import cpu_limit, memory_limit
 from slipway_runtime.serve.connection import Limits
-from slipway_runtime.serve.cpu import cpu_limit
 from slipway_runtime.serve.model import LoadOptions, Model, load_model
 from slipway_runtime.serve.server import Server, ServerOptions, abandon
 from slipway_runtime.serve.workers import MAX_WORKERS, Board, Place, run_workers
@@ -47,7 +47,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--lanes", type=int, default=0, help="worker threads (default: the CPU limit; 3 on a GPU)")
     parser.add_argument("--workers", type=int, default=0, help="processes on one port, for small models (default: SLIPWAY_WORKERS, or 1)")
     parser.add_argument("--queue-size", type=int, default=queue.max_requests, help="requests that may wait for a lane; more get 429")
-    parser.add_argument("--queue-bytes", type=int, default=queue.max_bytes, help="bytes of bodies that may wait; more get 429")
+    parser.add_argument(
+        "--queue-bytes",
+        type=int,
+        default=0,
+        help="bytes of bodies that may wait; more get 429 (default: 256 MiB, at most a quarter of the memory)",
+    )
     parser.add_argument("--max-batch-size", type=int, default=0, help="rows of a batch (default: SLIPWAY_MAX_BATCH_SIZE, or 1: off)")
     parser.add_argument("--max-delay", help="wait for company at most, such as 2ms (default: SLIPWAY_MAX_DELAY or 0)")
     parser.add_argument("--access-log", action="store_true", help="a line of JSON for each answer (or SLIPWAY_ACCESS_LOG=true)")
@@ -136,17 +141,32 @@ def _plan(args: argparse.Namespace, environment: Mapping[str, str], workers: int
         return load_model(open_artifact(args.model_dir, args.artifact_digest), loading)
 
     is_logging = args.access_log or environment.get("SLIPWAY_ACCESS_LOG", "").lower() == "true"
-    queue = QueueOptions(lanes, max_batch, max_delay, args.queue_size, args.queue_bytes)
+    largest, memory = args.max_body_bytes, memory_limit()
+    waiting = args.queue_bytes or bytes_held(QueueOptions().max_bytes, largest, memory, workers)
+    arriving = bytes_held(INCOMING_BODIES * largest, largest, memory, workers)
+    queue = QueueOptions(lanes, max_batch, max_delay, args.queue_size, waiting)
     app = AppOptions(args.model_name, args.revision, queue, args.stuck_seconds, is_logging)
     limits = Limits(
-        args.max_body_bytes,
+        largest,
         args.header_seconds,
         args.body_seconds,
         idle_seconds=args.idle_seconds,
-        max_incoming_bytes=INCOMING_BODIES * args.max_body_bytes,
+        max_incoming_bytes=arriving,
     )
     readers = min(MAX_READERS, cpus // CPUS_PER_READER)
     return ServerOptions(args.host, args.port, args.grpc_port, args.drain_seconds, limits, app, readers), load
+
+
+def bytes_held(wished: int, largest: int, memory: int | None, workers: int) -> int:
+    """Bytes of requests that may arrive, or wait, at the same time.
+
+    Args:
+        wished: where memory does not matter.
+        largest: of one request, which always fits.
+        memory: of the container; None when there is no limit.
+        workers: that share it.
+    """
+    return wished if memory is None else max(largest, min(wished, memory // (4 * workers)))
 
 
 def worker_count(args: argparse.Namespace, environment: Mapping[str, str]) -> int:

@@ -11,7 +11,7 @@ from slipway_runtime.artifact import Artifact, Signature
 from slipway_runtime.reasons import Failure, first_line, is_out_of_memory
 from slipway_runtime.samples import Batch, with_texts
 from slipway_runtime.serve.backends import load_backend
-from slipway_runtime.serve.cpu import cpu_limit
+from slipway_runtime.serve.cgroup import cpu_limit
 from slipway_runtime.serve.device import torch_device
 
 Runner = Callable[[Batch], Batch]

@@ -13,7 +13,7 @@ from slipway_runtime.artifact import Signature
 from slipway_runtime.candidates import SAMPLES, candidate_folder
 from slipway_runtime.samples import Batch, batch_size, is_batched, read_batches
 from slipway_runtime.serve.backends import load_backend
-from slipway_runtime.serve.cpu import cpu_limit
+from slipway_runtime.serve.cgroup import cpu_limit
 from slipway_runtime.settings import Settings
 from slipway_runtime.validate.auction import noise_of
 from slipway_runtime.validate.loaders import as_artifact

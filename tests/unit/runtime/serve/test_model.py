@@ -7,7 +7,8 @@ import pytest
 
 from slipway_runtime.artifact import Signature, TensorSpec, open_artifact, takes_batches
 from slipway_runtime.reasons import Failure
-from slipway_runtime.serve.cpu import cpu_limit
+from slipway_runtime.serve.cgroup import cpu_limit, memory_limit
+from slipway_runtime.serve.main import bytes_held
 from slipway_runtime.serve.model import LoadOptions, batch_sizes, golden_difference, load_model
 from unit.runtime.serve.artifacts import digits_draft, mlp_draft, sleeper_draft, write
 
@@ -93,6 +94,30 @@ def test_cpu_limit(tmp_path, files, limit):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
     assert cpu_limit(tmp_path) == limit
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "limit"),
+    [
+        ("memory.max", "536870912\n", 512 << 20),
+        ("memory.max", "max\n", None),
+        ("memory/memory.limit_in_bytes", "536870912\n", 512 << 20),
+        ("memory/memory.limit_in_bytes", "9223372036854771712\n", None),
+        ("absent", "", None),
+    ],
+)
+def test_memory_limit(tmp_path, file, text, limit):
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).write_text(text)
+    assert memory_limit(tmp_path) == limit
+
+
+@pytest.mark.parametrize(
+    ("memory", "workers", "held"),
+    [(None, 1, 256), (4096, 1, 256), (512, 1, 128), (512, 2, 64), (64, 1, 32)],
+)
+def test_what_requests_may_hold_is_a_quarter_of_the_memory_and_one_always_fits(memory, workers, held):
+    assert bytes_held(256, 32, memory, workers) == held
 
 
 def test_without_a_quota_the_limit_is_the_affinity(tmp_path):

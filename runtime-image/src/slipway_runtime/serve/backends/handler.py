@@ -17,7 +17,7 @@ import torch
 
 from slipway_runtime.artifact import Artifact, Signature, TensorSpec
 from slipway_runtime.handler import Answer, HandlerError, Row, answer_text, load_handler
-from slipway_runtime.serve.cpu import cpu_limit
+from slipway_runtime.serve.cgroup import cpu_limit
 from slipway_runtime.serve.messages import HttpError
 from slipway_runtime.serve.tensors import DTYPES, Tensors
 

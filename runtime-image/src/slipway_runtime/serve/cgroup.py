@@ -1,9 +1,12 @@
-"""How many CPUs this container may use: the least of affinity and the cgroup's quota (v2 or v1)."""
+"""What this container may use, by its cgroup (v2 or v1): CPUs, where affinity counts, too, and memory."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+
+# Version 1 says 2^63, less a page, where there is none.
+NO_LIMIT_BYTES = 1 << 60
 
 
 def cpu_limit(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
@@ -11,6 +14,12 @@ def cpu_limit(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
     available = len(os.sched_getaffinity(0))
     quota = _quota_v2(cgroup) or _quota_v1(cgroup)
     return max(1, min(available, int(quota)) if quota else available)
+
+
+def memory_limit(cgroup: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """Bytes of memory to use; None when there is no limit."""
+    words = _words(cgroup / "memory.max") or _words(cgroup / "memory" / "memory.limit_in_bytes")
+    return int(words[0]) if words and words[0].isdigit() and int(words[0]) < NO_LIMIT_BYTES else None
 
 
 def _quota_v2(cgroup: Path) -> float | None:
