@@ -46,8 +46,8 @@ torchserve_tag() {
 # triton_tag: the hash of the installation that $TRITON names
 triton_tag() {
   [ -x "${TRITON:-}/bin/tritonserver" ] || die "slipway-test-triton needs an installation of Triton: name its folder in TRITON"
-  { hash_of hack/triton/Dockerfile; echo "$BASE"; cd "$TRITON/" && find . -type f ! -path '*/python_backend_stubs/*' -print0 | LC_ALL=C sort -z | xargs -0 sha256sum; } |
-    sha256sum | cut -c1-12
+  { hash_of hack/triton/Dockerfile; echo "$BASE"
+    cd "$TRITON/" && find . -type f ! -path '*/python_backend_stubs/*' -print0 | LC_ALL=C sort -z | xargs -0 sha256sum; } | sha256sum | cut -c1-12
 }
 
 build_triton() { # REF
@@ -159,8 +159,9 @@ make_image() {
   docker images --format '{{.Repository}}:{{.Tag}}' "$TO/$1" | grep -vxF "$REF" | xargs -r docker rmi >/dev/null 2>&1 || true
 }
 
-# The nodes of a cluster that is there begin to pull at once, while other things go on: one of the images has gigabytes. hack/pulled.sh waits for the end by the lock: a
-# kubelet that asks for an image meanwhile would fetch and unpack it a second time, beside ctr (our own node image has no crictl).
+# The nodes of a cluster that is there begin to pull at once, while other things go on: one of the images has gigabytes. hack/pulled.sh
+# waits for the end by the lock: a kubelet that asks for an image meanwhile would fetch and unpack it a second time, beside ctr (our own
+# node image has no crictl).
 begin_pull() { # REF...
   local node
   for node in $(workers); do
