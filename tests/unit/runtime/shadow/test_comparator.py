@@ -87,7 +87,7 @@ def counts(comparator: Comparator) -> dict[str, float]:
 
 
 def until(check: Callable[[], bool]) -> None:
-    end = time.monotonic() + 10
+    end = time.monotonic() + 60
     while not check():
         assert time.monotonic() < end
         time.sleep(0.01)
