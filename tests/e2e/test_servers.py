@@ -107,40 +107,36 @@ def test_one_model_answers_alike_on_all_servers(runtimes: Cluster, namespace: Na
             answers[name] = (by_torchserve if name == "java" else namespace.infer)(url, name, ROWS)
     answers |= {f"{name} by gRPC": namespace.infer_by_grpc(name, ROWS) for name in by if name != "java"}
     assert len(namespace.items("mart")) == 1 + HAS_TRITON, "one conversion serves all that take its format"
-    for answer in answers.values():
-        np.testing.assert_allclose(answer, answers["python"], rtol=1e-5)
+    for name, answer in answers.items():  # Triton's has another format
+        np.testing.assert_allclose(answer, answers["python"], rtol=1e-5 if "triton" in name else 1e-6)
     np.testing.assert_allclose(answers["python"], linear(ROWS), rtol=1e-5)
+
+
+def trouble(namespace: Namespace, code: str, serving: Manifest, reason: str) -> str:
+    """Serve a model as PyTorch and ask it what it cannot bear: what the one Event of that reason says, once the server is ready again."""
+    wish = mdep("tiny", "configmap://v1", conversion={"candidates": [{"target": "None"}]}, serving=serving)
+    namespace.apply(model_folder("v1", code=code), wish)
+    namespace.wait_ready("tiny")
+    with namespace.cluster.forward(namespace.name, "service/tiny", 80) as url:
+        assert ask(url, ROWS) == (200, None)
+        threading.Thread(target=ask, args=(url, ODD, 300), daemon=True).start()
+        namespace.wait_event("tiny", reason, timeout=180)
+    (told,) = [event for event in namespace.events("tiny") if event["reason"] == reason]
+    namespace.wait_ready("tiny")
+    return str(told["message"])
 
 
 @pytest.mark.parametrize("pause", [0.0, 0.02], ids=["on the event loop", "in a lane"])
 def test_a_stuck_model_is_restarted_and_the_reason_told(runtimes: Cluster, namespace: Namespace, pause: float) -> None:
-    conversion = {"candidates": [{"target": "None"}]}
-    wish = mdep("tiny", "configmap://v1", conversion=conversion, serving={"runtime": "zz-impatient"})
-    namespace.apply(model_folder("v1", code=odd("time.sleep(86400)", pause)), wish)
-    namespace.wait_ready("tiny")
-    with namespace.cluster.forward(namespace.name, "service/tiny", 80) as url:
-        assert ask(url, ROWS) == (200, None)
-        threading.Thread(target=ask, args=(url, ODD, 300), daemon=True).start()
-        # on the loop the server ends itself; else liveness fails six times, ten seconds apart
-        namespace.wait_event("tiny", "ModelStuck", timeout=180)
-    (told,) = [event for event in namespace.events("tiny") if event["reason"] == "ModelStuck"]
-    assert "a call of the model has been running for" in told["message"]
-    namespace.wait_ready("tiny")
+    # on the loop the server ends itself; else liveness fails six times, ten seconds apart
+    said = trouble(namespace, odd("time.sleep(86400)", pause), {"runtime": "zz-impatient"}, "ModelStuck")
+    assert "a call of the model has been running for" in said
 
 
 def test_a_server_out_of_memory_is_restarted_and_the_reason_told(runtimes: Cluster, namespace: Namespace) -> None:
-    conversion = {"candidates": [{"target": "None"}]}
     resources = {"requests": {"cpu": "50m", "memory": "256Mi"}, "limits": {"cpu": "1", "memory": "1Gi"}}
     code = odd("x = x + x.new_ones(1 << 30).sum()", 0.02)  # 4 GB
-    namespace.apply(model_folder("v1", code=code), mdep("tiny", "configmap://v1", conversion=conversion, serving={"resources": resources}))
-    namespace.wait_ready("tiny")
-    with namespace.cluster.forward(namespace.name, "service/tiny", 80) as url:
-        assert ask(url, ROWS) == (200, None)
-        threading.Thread(target=ask, args=(url, ODD, 300), daemon=True).start()
-        namespace.wait_event("tiny", "OutOfMemory", timeout=180)
-    (told,) = [event for event in namespace.events("tiny") if event["reason"] == "OutOfMemory"]
-    assert "needed more memory than its limit" in told["message"]
-    namespace.wait_ready("tiny")
+    assert "needed more memory than its limit" in trouble(namespace, code, {"resources": resources}, "OutOfMemory")
 
 
 def test_a_full_queue_is_told_to_clients_and_counted(runtimes: Cluster, namespace: Namespace) -> None:

@@ -96,16 +96,22 @@ def test_large_bodies_arrive_whole_and_in_order(readers):
     run(test())
 
 
+async def begin_again(server):
+    """A client whose second message has come in part, which a thread reads; also what is left of that message."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    message = infer(bytes(6_000_000))
+    writer.write(message)
+    await read_answer(reader)
+    writer.write(message[:1_500_000])
+    await writer.drain()
+    await server.until(lambda: server.asides)
+    return reader, writer, message[1_500_000:]
+
+
 def test_a_client_that_leaves_while_a_thread_reads():
     async def test():
         async with Server() as server:
-            reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
-            message = infer(bytes(6_000_000))
-            writer.write(message)
-            await read_answer(reader)
-            writer.write(message[:1_500_000])
-            await writer.drain()
-            await server.until(lambda: server.asides)
+            _, writer, _ = await begin_again(server)
             writer.close()
             await server.until(lambda: not server.hub.connections)
             assert server.bodies == [6_000_000]
@@ -117,15 +123,10 @@ def test_a_client_that_leaves_while_a_thread_reads():
 def test_a_body_that_is_refused_while_a_thread_reads():
     async def test():
         async with Server() as server:
-            reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
-            message = infer(bytes(6_000_000))
-            writer.write(message)
-            await read_answer(reader)
-            writer.write(message[:1_500_000])
-            await server.until(lambda: server.asides)
+            reader, writer, rest = await begin_again(server)
             (connection,) = server.hub.connections
             connection.check(server.loop.time() + Limits().body_seconds + 1)
-            writer.write(message[1_500_000:])
+            writer.write(rest)
             assert (await read_answer(reader))[0] == 408
             assert server.bodies == [6_000_000]
 
