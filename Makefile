@@ -59,10 +59,10 @@ nightly: setup libtorch images cluster ## What takes too long for every change: 
 	@hack/pulled.sh
 	$(V)/python -m pytest tests/e2e -m nightly $(PYTEST_ARGS)
 
-# The images come before the cluster, whose workers begin with them. What promises something in seconds has the machine for itself; beside
-# the e2e tests, which wait half of their time, runs what only computes.
+# The images come before the cluster, whose workers begin with them. Beside what promises something in seconds, or waits half of its time,
+# runs with what that leaves what only computes.
 test: ## All of the above but nightly, and that generated files are current
-	@hack/timed.sh setup verify lint type images cluster unit integration-api -- e2e -- integration-pipeline
+	@hack/timed.sh setup verify lint type images cluster -- integration-api e2e -- unit integration-pipeline
 
 ##@ Run
 .PHONY: demo demo-canary cluster cluster-down images libtorch
