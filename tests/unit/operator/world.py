@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import json
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -37,6 +37,11 @@ RUNTIME = {
 }
 
 
+def as_sent(value: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy as the API server gets it."""
+    return dict(json.loads(json.dumps(value)))
+
+
 class World:
     def __init__(self, *resources: dict[str, Any]) -> None:
         self.objects: dict[tuple[str, str], dict[str, Any]] = {}
@@ -56,7 +61,7 @@ class World:
     def put(self, manifest: dict[str, Any]) -> None:
         key = (manifest["kind"], manifest["metadata"]["name"])
         before = self.objects.get(key)
-        merged = {**(before or {}), **copy.deepcopy(dict(manifest))}
+        merged = {**(before or {}), **as_sent(manifest)}
         if before is not None and manifest["kind"] == "Deployment" and "replicas" not in merged["spec"]:
             merged["spec"]["replicas"] = before["spec"]["replicas"]  # whoever applies without it leaves it to its holder
         metadata = merged["metadata"]
@@ -112,7 +117,7 @@ class World:
         if decision.status is not None:
             STATUS[kind].model_validate(decision.status)  # what the CRD does not know would be lost
             self.writes += 1
-            self.objects[(kind, name)]["status"] = copy.deepcopy(dict(decision.status))
+            self.objects[(kind, name)]["status"] = as_sent(decision.status)
         self.tell(decision)
         return decision
 
