@@ -22,6 +22,7 @@ import multiprocessing
 import os
 import queue
 import re
+import select
 import shutil
 import socket
 import statistics
@@ -33,7 +34,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,7 @@ TARGETS = ("TorchScript", "ExportedProgram", "AOTInductor", "Compile")
 SIZES = (1, 2, 4, 8, 16, 32, 64)
 FEW_SIZES = (1, 8, 32)  # of the precisions that are not in the plot
 SAMPLES = 32
+VARIANTS = ("now", "no graphs", "no delay", "2 workers", "3 workers", "4 workers", "before")
 CHILD_SECONDS = {"_copies": 60, "_reference": 300, "_build": 600, "_measure": 150}
 SERVER = (
     "import argparse, sys; from slipway_runtime.serve.main import add_arguments, run;"
@@ -493,32 +495,58 @@ def request(model: str, row: np.ndarray) -> bytes:
     return f"{head}Inference-Header-Content-Length: {len(fields)}\r\n\r\n".encode() + fields + row.tobytes()
 
 
-def ask(port: int, data: bytes, seconds: float, took: list[float]) -> None:
-    """A closed loop over one keep-alive connection."""
-    with socket.create_connection(("127.0.0.1", port)) as client:
-        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        end = time.perf_counter() + seconds
-        while (started := time.perf_counter()) < end:
-            client.sendall(data)
-            answer = client.recv(1 << 16)
-            head, _, body = answer.partition(b"\r\n\r\n")
-            length = int(re.search(rb"\r\ncontent-length: (\d+)", head.lower())[1])
-            while len(body) < length:
-                body += client.recv(1 << 16)
-            if not head.startswith(b"HTTP/1.1 200"):
-                raise RuntimeError(answer[:300])
-            took.append(time.perf_counter() - started)
+class Client:
+    """A closed loop over one keep-alive connection, without a thread of its own."""
+
+    def __init__(self, port: int, data: bytes) -> None:
+        self.socket = socket.create_connection(("127.0.0.1", port))
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.socket.setblocking(False)
+        self._data, self._unsent, self._answer, self.took = data, memoryview(b""), b"", list[float]()
+
+    def begin(self) -> int:
+        """Ask; returns what to wait for next."""
+        self._started, self._unsent, self._answer = time.perf_counter(), memoryview(self._data), b""
+        return self.send()
+
+    def send(self) -> int:
+        """Send on, as much as the kernel takes; returns what to wait for next."""
+        with suppress(BlockingIOError):
+            while self._unsent:
+                self._unsent = self._unsent[self.socket.send(self._unsent) :]
+        return select.EPOLLOUT if self._unsent else select.EPOLLIN
+
+    def receive(self) -> bool:
+        """Read on; whether the answer is whole. RuntimeError when it is none to go on with."""
+        data = self.socket.recv(1 << 16)
+        if not data:
+            raise RuntimeError("the server closed the connection")
+        self._answer += data
+        head, end, body = self._answer.partition(b"\r\n\r\n")
+        if not end or len(body) < int(re.search(rb"\r\ncontent-length: (\d+)", head.lower())[1]):
+            return False
+        if not head.startswith(b"HTTP/1.1 200"):
+            raise RuntimeError(self._answer[:300])
+        self.took.append(time.perf_counter() - self._started)
+        return True
 
 
 def clients(port: int, bodies: list[bytes], connections: int, seconds: float, results: Any) -> None:
-    """One client process: a thread a connection, which mostly waits."""
-    took: list[float] = []
-    threads = [threading.Thread(target=ask, args=(port, bodies[n % len(bodies)], seconds, took)) for n in range(connections)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    results.put(took)
+    """One client process with several connections, on one thread."""
+    poll, found = select.epoll(), {}
+    for number in range(connections):
+        client = Client(port, bodies[number % len(bodies)])
+        found[client.socket.fileno()] = client
+        poll.register(client.socket, client.begin())
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        for fd, event in poll.poll(0.1):
+            client = found[fd]
+            if event & select.EPOLLOUT:
+                poll.modify(fd, client.send())
+            elif client.receive():
+                poll.modify(fd, client.begin())
+    results.put([took for client in found.values() for took in client.took])
 
 
 def load(port: int, model: str, connections: int, seconds: float, rows: int = 1) -> dict[str, float]:
@@ -539,12 +567,15 @@ def load(port: int, model: str, connections: int, seconds: float, rows: int = 1)
 
 
 def counters(port: int, pid: int) -> tuple[float, ...]:
-    """Rows, batches, CPU seconds of the server, and those of its event loop (the main thread), so far."""
+    """Rows, batches, CPU seconds of the server, and those of its event loops (the main threads), so far."""
     text = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10).read().decode()
     names = ("slipway_batch_size_sum", "slipway_batch_size_count", "process_cpu_seconds_total")
     found = [float(re.search(rf"^{name}(?:{{.*?}})? (\S+)$", text, re.MULTILINE)[1]) for name in names]
-    fields = Path(f"/proc/{pid}/task/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (*found, (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK"))
+    ticks = 0
+    for loop in (pid, *map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())):
+        fields = Path(f"/proc/{loop}/task/{loop}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return (*found, ticks / os.sysconf("SC_CLK_TCK"))
 
 
 def used_memory() -> int | None:
@@ -560,6 +591,7 @@ def serve(args: argparse.Namespace) -> None:
     log = Log(args.work / "raw/serve.jsonl")
     now = str(ROOT / "runtime-image/src")
     variants = {"now": (now, {}, "2ms"), "no graphs": (now, {"SLIPWAY_CUDA_GRAPHS": "false"}, "2ms"), "no delay": (now, {}, "0s")}
+    variants |= {f"{count} workers": (now, {"SLIPWAY_WORKERS": str(count)}, "2ms") for count in (2, 3, 4)}
     if args.before:
         variants["before"] = (str(args.before), {}, "2ms")
     for candidate in candidates(args):
@@ -628,7 +660,7 @@ def main() -> None:
     parser.add_argument("--load-seconds", type=float, default=4.0)
     parser.add_argument("--loads", nargs="+", default=["1x1", "96x1", "6x32"], help="connections x rows of a request")
     parser.add_argument("--max-batch", type=int, default=32)
-    parser.add_argument("--variants", nargs="+", default=["now"], choices=["now", "no graphs", "no delay", "before"])
+    parser.add_argument("--variants", nargs="+", default=["now"], choices=VARIANTS)
     parser.add_argument("--before", type=Path, help="sources of an older slipway_runtime, for the variant `before`")
     parser.add_argument("--jobs", type=int, default=max(1, (os.cpu_count() or 1) // 2), help="candidates that are built at a time")
     args = parser.parse_args()

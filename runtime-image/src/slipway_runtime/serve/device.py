@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 from slipway_runtime.reasons import Failure
 
@@ -30,6 +31,17 @@ def wanted_device(environment: Mapping[str, str], has_gpu: Callable[[], bool]) -
     if word == "cuda":
         raise Failure("ModelLoadFailed", f"{VARIABLE} is cuda, and this pod has no CUDA GPU that works; set spec.accelerator")
     return "cpu"
+
+
+def may_use_gpu(environment: Mapping[str, str], devices: Path = Path("/dev")) -> bool:
+    """Whether a model that is loaded here may come to lie on a GPU; the driver is not asked, so that a fork may follow.
+
+    Args:
+        environment: SLIPWAY_DEVICE, as for `wanted_device`.
+        devices: the folder in which the driver has a node for each GPU of the pod, such as nvidia0.
+    """
+    word = environment.get(VARIABLE) or "auto"
+    return word == "cuda" or (word == "auto" and any(devices.glob("nvidia[0-9]*")))
 
 
 def torch_device() -> str:

@@ -22,6 +22,7 @@ from slipway_runtime.serve.app import AppOptions
 from slipway_runtime.serve.batching import QueueOptions
 from slipway_runtime.serve.cgroup import cpu_limit, memory_limit
 from slipway_runtime.serve.connection import Limits
+from slipway_runtime.serve.device import may_use_gpu
 from slipway_runtime.serve.model import LoadOptions, Model, load_model
 from slipway_runtime.serve.server import Server, ServerOptions, abandon
 from slipway_runtime.serve.workers import MAX_WORKERS, Board, Place, run_workers
@@ -45,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--port", type=int, default=8080)
     parser.add_argument("--grpc-port", type=int, default=0, help="port of the protocol over gRPC (default: 0, none)")
     parser.add_argument("--lanes", type=int, default=0, help="worker threads (default: the CPU limit; 3 on a GPU)")
-    parser.add_argument("--workers", type=int, default=0, help="processes on one port, for small models (default: SLIPWAY_WORKERS, or 1)")
+    parser.add_argument("--workers", type=int, default=0, help="processes on one port, for fast models (default: SLIPWAY_WORKERS, or 1)")
     parser.add_argument("--queue-size", type=int, default=queue.max_requests, help="requests that may wait for a lane; more get 429")
     parser.add_argument(
         "--queue-bytes",
@@ -111,17 +112,21 @@ def _failed(failure: Failure) -> int:
 
 
 def _run_workers(count: int, options: ServerOptions, load: Callable[[], Model]) -> int:
-    """Load once, and serve in several processes that share the model's memory; returns the exit code."""
+    """Serve in several processes, which share the model's memory where it is the host's; returns the exit code."""
+    board = Board(count)
+    if may_use_gpu(os.environ):  # a fork cannot go on with the GPU's context: each worker loads a copy of its own
+        return run_workers(count, lambda number: _run_server(options, load, Place(board, number)))
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))  # process 1 of a container has no other way to end while it loads
     try:
-        model, board = load(), Board(count)
+        model = load()
     except Exception as error:
         if isinstance(error, Failure):
             raise
         log.exception("loading failed")
         raise Failure("InternalError", f"{type(error).__name__}: {error}"[:1500]) from error
     if model.backend.lanes:
-        raise Failure("InvalidArguments", "several workers (--workers, SLIPWAY_WORKERS) are for models on the CPU; a GPU takes one process")
+        message = "several workers (--workers, SLIPWAY_WORKERS) met a GPU that has no node /dev/nvidia*; set SLIPWAY_DEVICE=cuda"
+        raise Failure("InvalidArguments", message)
     gc.collect()
     gc.freeze()  # a collection that walks over what was loaded would copy it
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -1,8 +1,9 @@
-"""Several processes that serve one model on one port, for models so small that Python, not the model, is what takes the time.
+"""Several processes that serve one model on one port, for models so fast that Python, not the model, is what takes the time.
 
-The model is loaded once and proven once; then the process forks, so that the workers share its memory. Each worker listens by SO_REUSEPORT,
-and the kernel deals the connections out. What a worker has counted lies on a board in shared memory, so that whichever is asked for
-`/metrics` or its health answers for all. When one ends, all end: the pod is the unit that starts again.
+On a CPU the model is loaded once and proven once; then the process forks, so that the workers share its memory. A GPU's context does not
+live through a fork, so there each worker loads a copy of its own. Each worker listens by SO_REUSEPORT, and the kernel deals the
+connections out. What a worker has counted lies on a board in shared memory, so that whichever is asked for `/metrics` or its health answers
+for all. When one ends, all end: the pod is the unit that starts again.
 """
 
 from __future__ import annotations

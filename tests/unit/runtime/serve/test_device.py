@@ -8,7 +8,7 @@ import torch
 from slipway_runtime.reasons import Failure
 from slipway_runtime.serve.backends.aotinductor import package_device
 from slipway_runtime.serve.backends.pytorch import move_constants
-from slipway_runtime.serve.device import wanted_device
+from slipway_runtime.serve.device import may_use_gpu, wanted_device
 
 ROWS = [
     (None, True, "cuda"),
@@ -37,6 +37,24 @@ def test_the_device(word, has_gpu, want):
 
 def test_a_pod_told_to_use_the_cpu_does_not_wake_the_driver():
     assert wanted_device({"SLIPWAY_DEVICE": "cpu"}, lambda: pytest.fail("asked")) == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("word", "nodes", "want"),
+    [
+        (None, [], False),
+        (None, ["nvidia0", "nvidiactl"], True),
+        ("auto", ["nvidia12"], True),
+        ("auto", ["nvidiactl", "nvidia-uvm"], False),  # of the driver, not of a GPU
+        ("cpu", ["nvidia0"], False),
+        ("cuda", [], True),
+        ("gpu", ["nvidia0"], False),  # refused when the model is loaded
+    ],
+)
+def test_whether_a_gpu_may_be_used_is_told_without_the_driver(word, nodes, want, tmp_path):
+    for node in nodes:
+        (tmp_path / node).touch()
+    assert may_use_gpu({} if word is None else {"SLIPWAY_DEVICE": word}, tmp_path) is want
 
 
 class Positions(torch.nn.Module):
