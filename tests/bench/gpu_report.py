@@ -54,8 +54,8 @@ def measured() -> None:
             speeds = [
                 f"{bare['32']:.0f}",
                 f"{graphs['32']:.0f}",
-                f"{lanes:.0f}",
-                f"{lanes / bare['32']:.2f}",
+                f"{lanes:.0f}" if lanes else "",
+                f"{lanes / bare['32']:.2f}" if lanes else "",
                 f"{row['rows']['device']['32']:.0f}",
             ]
             rows.append([*key(row), row["run"], *latency, replay, *speeds, row["memoryMiB"]])
