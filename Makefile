@@ -11,6 +11,7 @@ unexport PYTHONDONTWRITEBYTECODE
 CACHE := $(or $(SLIPWAY_CACHE),$(HOME)/.cache/slipway)
 export PYTHONPYCACHEPREFIX := $(CACHE)/pycache
 PYTEST_ARGS ?=
+TOOLS := kubernetes registry registry-gc helm versitygw fake-gcs-server gateway-api
 
 .PHONY: help
 help: ## What the targets do
@@ -41,7 +42,7 @@ unit: setup ## No cluster, no network
 integration: integration-api integration-pipeline ## Against a real API server (hack/apiserver.sh)
 
 integration-api: setup
-	@hack/tools.sh kubernetes registry registry-gc helm versitygw fake-gcs-server gateway-api
+	@hack/tools.sh $(TOOLS)
 	$(V)/python -m pytest tests/integration --ignore tests/integration/pipeline -m 'not nightly' -n 4 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 integration-pipeline: setup
@@ -54,18 +55,18 @@ e2e: setup images cluster ## On the kind cluster
 	$(V)/python -m pytest tests/e2e -m 'not nightly and last' $(PYTEST_ARGS)
 
 nightly: setup libtorch images cluster ## What takes too long for every change: the LibTorch server and its sanitizers, other systems' clients, bad canaries, every precision
-	@hack/tools.sh kubernetes registry registry-gc helm versitygw fake-gcs-server gateway-api grpc-conformance
+	@hack/tools.sh $(TOOLS) grpc-conformance
 	$(V)/python -m pytest tests/unit tests/integration -m nightly --timeout=1800 $(PYTEST_ARGS)
 	@hack/pulled.sh
 	$(V)/python -m pytest tests/e2e -m nightly $(PYTEST_ARGS)
 
-# The images come before the cluster, whose workers begin with them. Beside what promises something in seconds, or waits half of its time,
-# runs with what that leaves what only computes.
+# To push images is to wait, and tools are compiled meanwhile. The cluster comes when it is used: it takes a quarter of a core when nothing
+# happens. Beside what promises something in seconds, or waits half of its time, runs with what that leaves what only computes.
 test: ## All of the above but nightly, and that generated files are current
-	@hack/timed.sh setup verify lint type images cluster -- integration-api e2e -- unit integration-pipeline
+	@hack/timed.sh setup then verify lint type images -- tools then integration-api cluster e2e -- unit integration-pipeline
 
 ##@ Run
-.PHONY: demo demo-canary cluster cluster-down images libtorch
+.PHONY: demo demo-canary cluster cluster-down images libtorch tools
 demo: setup images cluster ## The whole tour: convert, serve, roll out, with the time of each step
 	@hack/pulled.sh
 	$(V)/python examples/digits/demo.py
@@ -82,6 +83,9 @@ cluster-down: ## Removes what "make cluster" made
 
 libtorch: setup ## The LibTorch C++ server: build/libtorch
 	@hack/libtorch.sh >/dev/null
+
+tools: ## What the cluster and the tests are made of, compiled once: build/bin
+	@hack/tools.sh && hack/tools.sh $(TOOLS)
 
 images: ## Builds and pushes the images that changed: build/images.env
 	@hack/images.sh

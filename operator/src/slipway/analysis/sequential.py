@@ -38,7 +38,7 @@ def rate_sequence(count: float, trials: float, alpha: float, *, guess: float = 0
         raise ValueError(f"alpha {alpha} and guess {guess} must lie between 0 and 1")
     if trials == 0:
         return Interval(math.nan, 0.0, 1.0)
-    rate, threshold = count / trials, _threshold(count, trials, alpha, guess)
+    rate, threshold = count / trials, _thresholds(trials, alpha, guess)(count)
 
     def plausible(p: float) -> bool:
         return _log_power(p, count) + _log_power(1 - p, trials - count) > threshold
@@ -103,22 +103,21 @@ def rank_bounds(trials: float, share: float, alpha: float) -> tuple[float, float
     `share`. The bounds are the least and the largest count that is not excluded, as real numbers.
     """
 
+    threshold = _thresholds(trials, alpha, share)
+
     def plausible(below: float) -> bool:
-        return _log_power(share, below) + _log_power(1 - share, trials - below) > _threshold(below, trials, alpha, share)
+        return _log_power(share, below) + _log_power(1 - share, trials - below) > threshold(below)
 
     middle = share * trials
     low = 0.0 if plausible(0.0) else _edge(plausible, middle, 0.0)
     return low, trials if plausible(trials) else _edge(plausible, middle, trials)
 
 
-def _threshold(count: float, trials: float, alpha: float, guess: float) -> float:
-    """The log-likelihood under which a rate is excluded: that of the mixture, divided by 1/alpha."""
+def _thresholds(trials: float, alpha: float, guess: float) -> Callable[[float], float]:
+    """The log-likelihood under which a rate is excluded, by the count of events: that of the mixture, divided by 1/alpha."""
     a, b = PRIOR_COUNT, PRIOR_COUNT * (1 - guess) / guess
-    return _log_beta(a + count, b + trials - count) - _log_beta(a, b) - math.log(1 / alpha)
-
-
-def _log_beta(a: float, b: float) -> float:
-    return math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b)
+    rest = math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b) + math.lgamma(a + b + trials) + math.log(1 / alpha)
+    return lambda count: math.lgamma(a + count) + math.lgamma(b + trials - count) - rest
 
 
 def _log_power(base: float, exponent: float) -> float:
