@@ -315,6 +315,7 @@ def explore(game: Game) -> set[World]:
     """All states that can be reached, each checked."""
     first = canonical(World(replay="Pending" if game.replays else "Skipped"))
     seen, todo = {first}, deque([first])
+    met: set[World] = set()  # before they were made canonical
     while todo:
         world = todo.popleft()
         plan = decide(world, game)
@@ -324,6 +325,9 @@ def explore(game: Game) -> set[World]:
         for after in worlds:
             check_traffic(after, game)
         for after in (*worlds, *happens(world, game)):
+            if after in met:
+                continue
+            met.add(after)
             found = canonical(after)
             if found not in seen:
                 seen.add(found)
