@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.register_assert_rewrite("integration.runtime.test_protocol", "integration.runtime.test_lifecycle")
+pytest.register_assert_rewrite(*(f"integration.runtime.test_{name}" for name in ("protocol", "lifecycle", "probes")))
 
 from integration.libtorch.drafts import as_torchscript  # noqa: E402
 from integration.ports import free_port  # noqa: E402

@@ -97,6 +97,19 @@ def row_counter_draft() -> Draft:
     return Draft({"model.pt": scripted(RowCounter())}, {"format": "TorchScript", "entry": "model.pt", "signature": signature})
 
 
+class Turning(torch.nn.Module):
+    """Gives what it gets, until a first value of 7 turns it: one more from then on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.more = 0.0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if float(x[0, 0]) == 7.0:
+            self.more = 1.0
+        return x + self.more
+
+
 class Identity(torch.nn.Module):
     """Gives what it gets."""
 
@@ -106,8 +119,19 @@ class Identity(torch.nn.Module):
 
 def identity_draft(dtype: str) -> Draft:
     """x -> y, of any type."""
+    return same_shape_draft(Identity(), dtype)
+
+
+def turning_draft() -> Draft:
+    """x -> y, with golden data that it reproduces until it turns."""
+    x = np.full((3, 2), 0.5, np.float32)
+    return dataclasses.replace(same_shape_draft(Turning(), "float32"), golden=({"x": x}, {"y": x}))
+
+
+def same_shape_draft(module: torch.nn.Module, dtype: str) -> Draft:
+    """x -> y of the same type and shape."""
     signature = {"inputs": [tensor("x", dtype, "batch", "n")], "outputs": [tensor("y", dtype, "batch", "n")]}
-    return Draft({"model.pt": scripted(Identity())}, {"format": "TorchScript", "entry": "model.pt", "signature": signature})
+    return Draft({"model.pt": scripted(module)}, {"format": "TorchScript", "entry": "model.pt", "signature": signature})
 
 
 def aotinductor_draft(folder: Any) -> Draft:

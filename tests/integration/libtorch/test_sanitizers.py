@@ -75,6 +75,7 @@ def bodies(draft: str) -> list[tuple[bytes, tuple[str, ...], str]]:
         (body_of(1.0, 1, width), (), infer),
         (body_of(2.0, 3, width), (), infer),
         (binary, (f"Inference-Header-Content-Length: {length}",), infer),
+        (body_of(1.0, 1, width), ("x-slipway-probe: golden",), infer),
     ]
 
 

@@ -102,7 +102,6 @@ def rank_bounds(trials: float, share: float, alpha: float) -> tuple[float, float
     The values below the true quantile are a Bernoulli(share) sequence, so a count is excluded when `rate_sequence` with that count excludes
     `share`. The bounds are the least and the largest count that is not excluded, as real numbers.
     """
-
     threshold = _thresholds(trials, alpha, share)
 
     def plausible(below: float) -> bool:
