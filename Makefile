@@ -60,10 +60,10 @@ nightly: setup libtorch images cluster ## What takes too long for every change: 
 	@hack/pulled.sh
 	$(V)/python -m pytest tests/e2e -m nightly $(PYTEST_ARGS)
 
-# To push images is to wait, and tools are compiled meanwhile. The cluster comes when it is used: it takes a quarter of a core when nothing
-# happens. Beside what promises something in seconds, or waits half of its time, runs with what that leaves what only computes.
+# To push images is to wait, and tools are compiled meanwhile. Beside what promises something in seconds, or waits half of its time, runs
+# with what that leaves what only computes, and first the cluster is made.
 test: ## All of the above but nightly, and that generated files are current
-	@hack/timed.sh setup then verify lint type images -- tools then integration-api cluster e2e -- unit integration-pipeline
+	@hack/timed.sh setup then verify lint type images -- tools then integration-api e2e -- cluster unit integration-pipeline
 
 ##@ Run
 .PHONY: demo demo-canary cluster cluster-down images libtorch tools

@@ -15,7 +15,7 @@ have_images() {
 
 # fill_template NODE-IMAGE: what that image brings, and the project's images as far as they are built
 fill_template() {
-  local template=$STORES/template id refs
+  local template=$STORES/template id refs=()
   if [ "$(cat "$STORES/template.of" 2>/dev/null)" != "$1" ]; then
     rm -rf "$template" "$STORES/template.of"; mkdir -p "$template"
     id=$(docker create "$1")
@@ -23,7 +23,7 @@ fill_template() {
     docker rm "$id" >/dev/null
     echo "$1" >"$STORES/template.of"
   fi
-  mapfile -t refs < <(sed -n 's/^[A-Z_]*_IMAGE=//p' "$BUILD/images.env" 2>/dev/null)
+  [ ! -e "$BUILD/images.env" ] || mapfile -t refs < <(sed -n 's/^[A-Z_]*_IMAGE=//p' "$BUILD/images.env")
   [ ${#refs[@]} = 0 ] || with_containerd "$template" have_images "${refs[@]}" ||
     say "the images could not be unpacked for the workers, which will pull them; see $CACHE/containerd.log"
 }

@@ -21,6 +21,7 @@ from slipway_runtime.serve.model import Model, golden_difference
 from slipway_runtime.serve.padding import Joiner
 from slipway_runtime.serve.predict import answer, decode_npy, decode_plain, is_npy
 from slipway_runtime.serve.preprocess import image_inputs
+from slipway_runtime.serve.protocol import Plan
 from slipway_runtime.serve.tensors import Tensors, has_nonfinite
 from slipway_runtime.serve.turn import Turn
 from slipway_runtime.serve.workers import Place
@@ -58,9 +59,9 @@ class AppOptions:
     is_logging: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Call:
-    """One question to the model.
+    """One question to the model. Not frozen, which would make it three times as dear to make.
 
     Attributes:
         inputs: the arrays, or what makes them in a lane.
@@ -81,6 +82,25 @@ class Call:
     priority: int = 0
     is_probe: bool = False
     is_put_off: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class Planned:
+    """A short infer request whose JSON has come before, to be read, run and answered with others of its plan.
+
+    Attributes:
+        key: its plan.
+        own: what is its own, of `Codec.known`.
+        rows: size of the batch dimension.
+        request: None once its client has gone.
+        started: when it came, of `time.perf_counter`.
+    """
+
+    key: Plan
+    own: bytes | memoryview
+    rows: int
+    request: Request | None
+    started: float = 0.0
 
 
 @dataclass(slots=True)
@@ -106,10 +126,10 @@ class App:
     place: Place | None = None
     metrics: Metrics = field(init=False)
     _gets: dict[str, Getter] = field(init=False)
-    _posts: dict[str, Callable[[Model, Request], Call | Response]] = field(init=False)
+    _posts: dict[str, Callable[[Model, Request], Call | Planned | Response]] = field(init=False)
     _other_posts: dict[str, Getter] = field(init=False)
     _inline_elements: int = 0
-    _turn: Turn | None = None
+    _turn: Turn[Job | Planned] | None = None
     _slow_calls: int = 0
     _inline_since: float = 0.0
 
@@ -183,8 +203,11 @@ class App:
         self.inflight += 1
         try:
             call = prepare(self.loaded(), request)
+            response: Response | None = None
             if isinstance(call, Response):
-                response: Response | None = call
+                response = call
+            elif isinstance(call, Planned):
+                self._put_off(call, started)
             else:
                 response = self._ask(call, request, started)
         except HttpError as error:
@@ -258,26 +281,93 @@ class App:
             raise model_error(error) from error
         finally:
             self._inline_since = 0.0
-        seconds = time.perf_counter() - started
+        self._ran(time.perf_counter() - started, rows)
+        self._count_nonfinite(outputs, is_probe=is_probe)
+        return outputs
+
+    def _ran(self, seconds: float, rows: int) -> None:
         self.metrics.inference(seconds)
         self.metrics.batch(rows)
+        self._note_call(seconds)
+
+    def _count_nonfinite(self, outputs: Tensors, *, is_probe: bool) -> None:
         if has_nonfinite(outputs):
             (self.metrics.probes.nonfinite.add if is_probe else self.metrics.nonfinite)(1)
-        self._note_call(seconds)
-        return outputs
 
     def has_company(self) -> bool:
         """Whether a short call is better put off to the end of this turn of the event loop, to share a batch with others."""
         return self._turn is not None and self._turn.takes()
 
-    def _run_turn(self, batch: list[Job], rows: int) -> None:
-        if self.batcher is not None:
+    def _run_turn(self, batch: list[Job | Planned], rows: int) -> None:
+        # those of a batch have one key, and so they are of one kind
+        if isinstance(batch[0], Planned):
+            self._run_planned([one for one in batch if isinstance(one, Planned)], rows)
+        elif self.batcher is not None:
             self._inline_since = time.perf_counter()
             try:
-                seconds = self.batcher.run_here(batch, rows)
+                seconds = self.batcher.run_here([job for job in batch if isinstance(job, Job)], rows)
             finally:
                 self._inline_since = 0.0
             self._note_call(seconds)
+
+    def _put_off(self, asked: Planned, started: float) -> None:
+        """Let a request wait for the end of this turn of the event loop."""
+        asked.started = started
+
+        def cancel() -> None:
+            self.inflight -= 1
+            asked.request = None
+
+        if asked.request is not None and self._turn is not None:
+            asked.request.cancel = cancel
+            self._turn.add(asked)
+
+    def _run_planned(self, batch: list[Planned], rows: int) -> None:
+        """Answer requests of one plan; where they cannot be read, run or answered together, each by itself."""
+        codec, plan = self.loaded().codec, batch[0].key
+        outputs = self._planned_outputs(batch, rows)
+        answers = None
+        if outputs is not None and not has_nonfinite(outputs):
+            answers = codec.encode_together(plan, outputs, len(batch))
+        for index, one in enumerate(batch):
+            if one.request is None:
+                continue
+            if answers is not None:
+                answer = answers[index]
+            else:
+                begin = index * plan.rows
+                part = None if outputs is None else {name: array[begin : begin + plan.rows] for name, array in outputs.items()}
+                answer = self._alone(one.request, part)
+            self._end(one.request, answer, one.started)
+
+    def _planned_outputs(self, batch: list[Planned], rows: int) -> Tensors | None:
+        """What the model makes of all of them; None when one of them may be to blame that it makes nothing."""
+        model = self.loaded()
+        inputs = model.codec.planned_together(batch[0].key, [one.own for one in batch])
+        if inputs is None:
+            return None
+        started = self._inline_since = time.perf_counter()
+        try:
+            outputs = model.backend.infer(inputs)
+        except Exception:
+            return None
+        finally:
+            self._inline_since = 0.0
+        self._ran(time.perf_counter() - started, rows)
+        return outputs
+
+    def _alone(self, request: Request, outputs: Tensors | None) -> Response:
+        """The answer to one request of a plan; `outputs` if the model has made them."""
+        codec, is_probe = self.loaded().codec, bool(request.head.probe)
+        try:
+            asked = codec.decode(request.body, request.head.json_bytes)
+            if outputs is None:
+                outputs = self.run_now(asked.inputs, rows_of(asked.inputs), is_probe=is_probe)
+            else:
+                self._count_nonfinite(outputs, is_probe=is_probe)
+            return codec.encode(asked, outputs)
+        except Exception as error:
+            return model_error(error).response()
 
     def inline_seconds(self) -> float:
         """Seconds that the event loop has been in a call of the model; 0 when it is not. For another thread: the loop cannot ask then."""
@@ -354,15 +444,22 @@ class App:
 
     # --- model ----------------------------------------------------------------------------------------------------
 
-    def _infer(self, model: Model, request: Request) -> Call | Response:
+    def _infer(self, model: Model, request: Request) -> Call | Planned | Response:
         codec, probe = model.codec, request.head.probe
         if probe == GOLDEN:
             return self._golden(model)
         body = request.body if request.buffer is None else request.buffer
-        asked = codec.decode(body, request.head.json_bytes)
+        known, asked = codec.known(body, request.head.json_bytes), None
+        if known is not None:
+            plan, own = known
+            if plan.elements <= self._inline_elements and self.has_company():
+                return Planned(plan, own, plan.rows, request)
+            asked = codec.planned(plan, own)
+        if asked is None:
+            asked = codec.decode_whole(body, request.head.json_bytes)
         inputs = asked.inputs
         is_short = self.is_short(inputs)
-        if is_short and not self.has_company():
+        if is_short and (known is not None or not self.has_company()):
             return codec.encode(asked, self.run_now(inputs, rows_of(inputs), is_probe=bool(probe)))
         encode = partial(codec.encode, asked)
         return Call(inputs, rows_of(inputs), len(body), encode, asked.timeout, asked.priority, bool(probe), is_put_off=is_short)

@@ -2,7 +2,7 @@
 
 A client sends the same JSON around its numbers again and again. What it means is worked out once and kept as a plan under
 those very bytes, in a bounded table; a request that matches one costs a lookup and a view on its tensors. Equal bytes have
-equal meaning, so a plan needs no invalidation.
+equal meaning, so a plan needs no invalidation. Requests of one plan that share a batch are read together and answered together.
 """
 
 from __future__ import annotations
@@ -80,15 +80,32 @@ class _View:
     aligned: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    """A request without its numbers; JSON plans have one view, of which `end` is the number of elements."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Plan:
+    """A request without its numbers; two are equal when they are the same object.
+
+    Attributes:
+        views: where its tensors lie. JSON has one, of which `end` is the number of elements.
+        body_bytes: of the whole request; 0 for JSON.
+        outputs: as of `InferRequest`, and so `timeout` and `priority`.
+        rows: size of the batch dimension.
+        elements: of all inputs together.
+    """
 
     views: tuple[_View, ...]
     body_bytes: int
     outputs: Sequence[Output]
     timeout: float
     priority: int
+    rows: int
+    elements: int
+
+    @classmethod
+    def of(cls, views: Sequence[_View], body_bytes: int, asked: InferRequest) -> Plan:
+        """The plan of a request that was decoded."""
+        arrays = list(asked.inputs.values())
+        rows = arrays[0].shape[0] if arrays[0].ndim else 1
+        return cls(tuple(views), body_bytes, asked.outputs, asked.timeout, asked.priority, rows, sum(array.size for array in arrays))
 
 
 def json_value(body: bytes) -> Any:
@@ -132,8 +149,8 @@ class Codec:
     labels: Sequence[str] = ()
     _specs: dict[str, TensorSpec] = field(init=False)
     _outputs: tuple[Output, ...] = field(init=False)
-    _plans: dict[bytes, _Plan] = field(init=False, default_factory=dict)
-    _json_plans: dict[tuple[bytes, bytes], _Plan] = field(init=False, default_factory=dict)
+    _plans: dict[bytes, Plan] = field(init=False, default_factory=dict)
+    _json_plans: dict[tuple[bytes, bytes], Plan] = field(init=False, default_factory=dict)
     _prefix: bytes = field(init=False)
     _heads: dict[tuple[str, tuple[int, ...], str], bytes] = field(init=False, default_factory=dict)
 
@@ -155,18 +172,76 @@ class Codec:
         Raises:
             BadRequest: names the tensor, what was expected and what came.
         """
+        known = self.known(body, json_bytes)
+        asked = None if known is None else self.planned(*known)
+        return self.decode_whole(body, json_bytes) if asked is None else asked
+
+    def decode_whole(self, body: bytes | memoryview, json_bytes: int | None) -> InferRequest:
+        """`decode` without a look at the plans."""
         if json_bytes is None:
             return self._decode_json(bytes(body))
-        plan = self._plans.get(bytes(body[:json_bytes]))
-        if plan is not None and len(body) == plan.body_bytes:
-            inputs = {}
-            for view in plan.views:
-                raw = memoryview(body)[view.start : view.end] if view.aligned else bytes(body[view.start : view.end])
-                inputs[view.name] = np.frombuffer(raw, DTYPES[view.dtype]).reshape(view.shape)
-            return InferRequest(inputs, plan.outputs, None, plan.timeout, plan.priority)
         if not 0 < json_bytes <= len(body):
             raise BadRequest(f"Inference-Header-Content-Length must be a number from 1 to {len(body)}, the bytes of the body")
         return self._decode_binary(body, json_bytes)
+
+    def known(self, body: bytes | memoryview, json_bytes: int | None) -> tuple[Plan, bytes | memoryview] | None:
+        """The plan of a request whose JSON has come before, and what is its own: the body, or of JSON the text of its numbers."""
+        if json_bytes is not None:
+            plan = self._plans.get(bytes(body[:json_bytes]))
+            return (plan, body) if plan is not None and len(body) == plan.body_bytes else None
+        body = bytes(body)
+        span = _flat_data(body)
+        if span is None:
+            return None
+        _, start, end = span
+        plan = self._json_plans.get((body[:start], body[end:]))
+        return None if plan is None else (plan, body[start : end + 1])
+
+    def planned(self, plan: Plan, own: bytes | memoryview) -> InferRequest | None:
+        """Decode a request of a plan; None when it must be decoded as a whole, which has the words for what is wrong with it.
+
+        Args:
+            plan: of `known`.
+            own: the request's own part, of `known`.
+
+        Raises:
+            BadRequest: numbers that the type cannot hold.
+        """
+        if plan.body_bytes:
+            inputs = {}
+            for view in plan.views:
+                raw = memoryview(own)[view.start : view.end] if view.aligned else bytes(own[view.start : view.end])
+                inputs[view.name] = np.frombuffer(raw, DTYPES[view.dtype]).reshape(view.shape)
+            return InferRequest(inputs, plan.outputs, None, plan.timeout, plan.priority)
+        view, data = plan.views[0], bytes(own)
+        array = array_of(view.name, json_value(data), view.dtype)
+        if array.ndim != 1 or array.size != view.end or has_boolean_letters(data):
+            return None
+        return InferRequest({view.name: array.reshape(view.shape)}, plan.outputs, None, plan.timeout, plan.priority)
+
+    def planned_together(self, plan: Plan, own: Sequence[bytes | memoryview]) -> Tensors | None:
+        """The batch of several requests of one plan, in their order; None when one of them must be looked at alone.
+
+        All inputs have the batch dimension first.
+        """
+        count = len(own)
+        if plan.body_bytes:
+            batch = {}
+            for view in plan.views:
+                raw = b"".join([body[view.start : view.end] for body in own])
+                batch[view.name] = np.frombuffer(raw, DTYPES[view.dtype]).reshape((count * view.shape[0], *view.shape[1:]))
+            return batch
+        view, text = plan.views[0], b"[%b]" % b",".join(own)
+        if has_boolean_letters(text):
+            return None
+        try:
+            array = array_of(view.name, json_value(text), view.dtype)
+        except BadRequest:
+            return None
+        # Each text ends at its only "]", so that the whole is a list of lists only where each begins with its only "[".
+        if array.shape != (count, view.end):
+            return None
+        return {view.name: array.reshape((count * view.shape[0], *view.shape[1:]))}
 
     def _decode_binary(self, body: bytes | memoryview, json_bytes: int) -> InferRequest:
         head, tail = bytes(body[:json_bytes]), _Tail(body, json_bytes)
@@ -174,29 +249,16 @@ class Codec:
         if tail.position != len(body):
             raise BadRequest(f"{len(body) - tail.position} bytes are left over after the binary tensors; check each binary_data_size")
         if asked.id is None and tail.is_plain and json_bytes <= MAX_PLAN_BYTES:
-            _keep(self._plans, bytes(body[:json_bytes]), _Plan(tuple(tail.views), len(body), asked.outputs, asked.timeout, asked.priority))
+            _keep(self._plans, bytes(body[:json_bytes]), Plan.of(tail.views, len(body), asked))
         return asked
 
     def _decode_json(self, body: bytes) -> InferRequest:
-        """As `_decode_object`; where the one input has flat data, the JSON around them may be known already."""
-        found = body.find(_DATA)
-        start = body.find(b"[", found, found + 16) if found > 0 else -1
-        end = body.find(b"]", start) if start > 0 else -1
-        if end < 0 or len(body) - end > MAX_PLAN_BYTES or start > MAX_PLAN_BYTES:
-            return self._decode_whole(body, json_object(body))
-        key = body[:start], body[end:]
-        plan = self._json_plans.get(key)
-        if plan is None:
-            value = json_object(body)
-            asked = self._decode_whole(body, value)
-            self._keep_json(body, (found, start, end), value, asked)
-            return asked
-        view, data = plan.views[0], body[start : end + 1]
-        array = array_of(view.name, json_value(data), view.dtype)
-        if array.ndim != 1 or array.size != view.end or b"t" in data or b"f" in data:
-            # Nested after all, another number of values, or true or false among them: the long way has the words for it.
-            return self._decode_whole(body, json_object(body))
-        return InferRequest({view.name: array.reshape(view.shape)}, plan.outputs, None, plan.timeout, plan.priority)
+        value = json_object(body)
+        asked = self._decode_object(value, None, may_have_booleans=has_booleans(body))
+        span = _flat_data(body)
+        if span is not None:
+            self._keep_json(body, span, value, asked)
+        return asked
 
     def _keep_json(self, body: bytes, span: tuple[int, int, int], value: dict[str, Any], asked: InferRequest) -> None:
         found, start, end = span
@@ -209,10 +271,7 @@ class Codec:
         name = listed[0]["name"]
         spec, array = self._specs[name], asked.inputs[name]
         view = _View(name, spec.dtype, 0, array.size, array.shape)
-        _keep(self._json_plans, (body[:start], body[end:]), _Plan((view,), 0, asked.outputs, asked.timeout, asked.priority))
-
-    def _decode_whole(self, body: bytes, value: dict[str, Any]) -> InferRequest:
-        return self._decode_object(value, None, may_have_booleans=has_booleans(body))
+        _keep(self._json_plans, (body[:start], body[end:]), Plan.of([view], 0, asked))
 
     def _decode_object(self, value: dict[str, Any], tail: _Tail | None, *, may_have_booleans: bool) -> InferRequest:
         listed = value.get("inputs")
@@ -304,6 +363,37 @@ class Codec:
         json_bytes = sum(map(len, parts))
         return Response(200, b"".join(parts + raws), OCTETS, json_bytes=json_bytes)
 
+    def encode_together(self, plan: Plan, outputs: Tensors, count: int) -> list[Response] | None:
+        """Encode the outputs of a batch: an answer for each of its requests, in their order, as `encode` gives it.
+
+        None where they must be encoded one by one: outputs with another number of rows, of strings, or wanted as raw bytes in part.
+        """
+        parts, comma = [self._prefix], b'"outputs":['
+        pieces: list[bytes] = []  # of JSON, between which each answer has its own numbers
+        own: list[list[bytes]] = []
+        for output in plan.outputs:
+            array = outputs[output.name]
+            is_odd = output.binary is not plan.outputs[0].binary or output.classes or array.dtype.kind in "OUS"
+            if is_odd or not array.ndim or len(array) != count * plan.rows:
+                return None
+            parts += comma, self._tensor_head(output.name, array[: plan.rows])
+            comma = b","
+            if output.binary:
+                raw = to_raw(array)
+                size = len(raw) // count
+                own.append([raw[start : start + size] for start in range(0, len(raw), size)])
+                parts.append(b'"parameters":{"binary_data_size":%d}}' % size)
+            else:
+                text: bytes = orjson.dumps(to_json(array).reshape(count, -1), option=orjson.OPT_SERIALIZE_NUMPY)
+                own.append(text[2:-2].split(b"],["))
+                pieces.append(b"".join((*parts, b'"data":[')))
+                parts = [b"]}"]
+        pieces.append(b"".join((*parts, b"]}")))
+        if plan.outputs[0].binary:
+            return [Response(200, b"".join((pieces[0], *raws)), OCTETS, json_bytes=len(pieces[0])) for raws in zip(*own, strict=True)]
+        form = b"%b".join([piece.replace(b"%", b"%%") for piece in pieces])
+        return [Response(200, form % texts) for texts in zip(*own, strict=True)]
+
     def _tensor_head(self, name: str, array: Array) -> bytes:
         key = name, array.shape, array.dtype.char
         known = self._heads.get(key)
@@ -363,6 +453,19 @@ def classification(scores: Array, count: int, labels: Sequence[str]) -> Array:
         label = f":{labels[index]}" if index < len(labels) else ""
         text[row, column] = f"{float(rows[row, index]):f}:{index}{label}"
     return text if scores.ndim == 2 else text[0]
+
+
+def _flat_data(body: bytes) -> tuple[int, int, int] | None:
+    """Where a JSON request has its first "data", and the list there begins and ends, if it is flat and what is around it is short."""
+    found = body.find(_DATA)
+    start = body.find(b"[", found, found + 16) if found > 0 else -1
+    end = body.find(b"]", start) if start > 0 else -1
+    return None if end < 0 or len(body) - end > MAX_PLAN_BYTES or start > MAX_PLAN_BYTES else (found, start, end)
+
+
+def has_boolean_letters(numbers: bytes) -> bool:
+    """Whether a text of numbers may have true or false among them."""
+    return b"t" in numbers or b"f" in numbers
 
 
 def has_booleans(text: bytes) -> bool:

@@ -8,24 +8,37 @@ in `PROBE_CALLS` calls to see whether they would.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from typing import Generic, Protocol, TypeVar
 
-from slipway_runtime.serve.batching import Job, Key, Loop
+from slipway_runtime.serve.batching import Loop
 
 PROBE_CALLS = 64
 LONE_TURNS = 16
 
 
-def batches(jobs: Iterable[Job], max_batch: int) -> Iterator[tuple[list[Job], int]]:
+class Shared(Protocol):
+    """What may share a batch with others of the same key, and its rows."""
+
+    @property
+    def key(self) -> Hashable: ...  # noqa: D102
+    @property
+    def rows(self) -> int: ...  # noqa: D102
+
+
+One = TypeVar("One", bound=Shared)
+
+
+def batches(jobs: Iterable[One], max_batch: int) -> Iterator[tuple[list[One], int]]:
     """Jobs that may share a batch, in their order, and their rows.
 
     Args:
         jobs: oldest first.
         max_batch: rows of a batch at most; a job of more has one for itself.
     """
-    open_: dict[Key, tuple[list[Job], int]] = {}
+    open_: dict[Hashable, tuple[list[One], int]] = {}
     for job in jobs:
-        batch, rows = open_.get(job.key, ([], 0))
+        batch, rows = open_.get(job.key) or ([], 0)
         if batch and rows + job.rows > max_batch:
             yield batch, rows
             batch, rows = [], 0
@@ -34,13 +47,13 @@ def batches(jobs: Iterable[Job], max_batch: int) -> Iterator[tuple[list[Job], in
     yield from open_.values()
 
 
-class Turn:
+class Turn(Generic[One]):
     """What the event loop has found in this turn."""
 
-    def __init__(self, run: Callable[[list[Job], int], None], max_batch: int, loop: Loop) -> None:
+    def __init__(self, run: Callable[[list[One], int], None], max_batch: int, loop: Loop) -> None:
         """Make it; `run` gets each batch and its rows, and answers its jobs."""
         self._run, self._max_batch, self._loop = run, max_batch, loop
-        self._jobs: list[Job] = []
+        self._jobs: list[One] = []
         self._calls, self._lone_turns = 0, LONE_TURNS
 
     def takes(self) -> bool:
@@ -52,7 +65,7 @@ class Turn:
             self._lone_turns = LONE_TURNS - 2  # this turn, of which most may be over, and the next
         return True
 
-    def add(self, job: Job) -> None:
+    def add(self, job: One) -> None:
         """Put a call off to the end of the turn."""
         if not self._jobs:
             self._loop.call_soon(self._end)
