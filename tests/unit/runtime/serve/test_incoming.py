@@ -12,7 +12,7 @@ import pytest
 import uvloop
 
 from slipway_runtime.serve.connection import Connection, Hub, Limits
-from slipway_runtime.serve.incoming import LARGE_BODY_BYTES, MAX_WAITS, PATIENCE_MS, Readers, Room, _read
+from slipway_runtime.serve.incoming import LARGE_BODY_BYTES, MAX_WAITS, Readers, Room, _read
 from slipway_runtime.serve.messages import Response
 from unit.runtime.serve.test_connection import Buffered, post
 
@@ -141,7 +141,7 @@ def test_a_thread_leaves_a_client_that_sends_a_byte_now_and_then():
         here.sendall(b"x" * 1000)
         begun = time.monotonic()
         assert _read(os.dup(there.fileno()), target) == (1000, False)
-        assert time.monotonic() - begun < 100 * PATIENCE_MS / 1000
+        assert time.monotonic() - begun < 10
         here.sendall(b"rest")
         here.shutdown(socket.SHUT_WR)
         assert _read(os.dup(there.fileno()), target) == (4, True)

@@ -41,7 +41,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["content-length"]))
         self.server.asked.append((self.path, self.headers["x-slipway-probe"], body))
-        self.server.gate.wait(10)
+        self.server.gate.wait(60)
         self.send_response(200)
         self.send_header("content-length", str(len(self.server.body)))
         self.end_headers()
