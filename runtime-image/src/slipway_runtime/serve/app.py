@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
+from typing import cast
 
 import numpy as np
 import orjson
@@ -21,7 +22,7 @@ from slipway_runtime.serve.model import Model, golden_difference
 from slipway_runtime.serve.padding import Joiner
 from slipway_runtime.serve.predict import answer, decode_npy, decode_plain, is_npy
 from slipway_runtime.serve.preprocess import image_inputs
-from slipway_runtime.serve.protocol import Plan
+from slipway_runtime.serve.protocol import Known, Plan
 from slipway_runtime.serve.tensors import Tensors, has_nonfinite
 from slipway_runtime.serve.turn import Turn
 from slipway_runtime.serve.workers import Place
@@ -90,15 +91,15 @@ class Planned:
 
     Attributes:
         key: its plan.
-        own: what is its own, of `Codec.known`.
         rows: size of the batch dimension.
+        known: what came, of `Codec.known`.
         request: None once its client has gone.
         started: when it came, of `time.perf_counter`.
     """
 
     key: Plan
-    own: bytes | memoryview
     rows: int
+    known: Known
     request: Request | None
     started: float = 0.0
 
@@ -299,13 +300,12 @@ class App:
         return self._turn is not None and self._turn.takes()
 
     def _run_turn(self, batch: list[Job | Planned], rows: int) -> None:
-        # those of a batch have one key, and so they are of one kind
-        if isinstance(batch[0], Planned):
-            self._run_planned([one for one in batch if isinstance(one, Planned)], rows)
+        if isinstance(batch[0], Planned):  # and so all of them, which have one key
+            self._run_planned(cast("list[Planned]", batch), rows)
         elif self.batcher is not None:
             self._inline_since = time.perf_counter()
             try:
-                seconds = self.batcher.run_here([job for job in batch if isinstance(job, Job)], rows)
+                seconds = self.batcher.run_here(cast("list[Job]", batch), rows)
             finally:
                 self._inline_since = 0.0
             self._note_call(seconds)
@@ -328,7 +328,7 @@ class App:
         outputs = self._planned_outputs(batch, rows)
         answers = None
         if outputs is not None and not has_nonfinite(outputs):
-            answers = codec.encode_together(plan, outputs, len(batch))
+            answers = codec.encode_together([one.known for one in batch], outputs)
         for index, one in enumerate(batch):
             if one.request is None:
                 continue
@@ -343,7 +343,7 @@ class App:
     def _planned_outputs(self, batch: list[Planned], rows: int) -> Tensors | None:
         """What the model makes of all of them; None when one of them may be to blame that it makes nothing."""
         model = self.loaded()
-        inputs = model.codec.planned_together(batch[0].key, [one.own for one in batch])
+        inputs = model.codec.planned_together([one.known for one in batch])
         if inputs is None:
             return None
         started = self._inline_since = time.perf_counter()
@@ -451,10 +451,9 @@ class App:
         body = request.body if request.buffer is None else request.buffer
         known, asked = codec.known(body, request.head.json_bytes), None
         if known is not None:
-            plan, own = known
-            if plan.elements <= self._inline_elements and self.has_company():
-                return Planned(plan, own, plan.rows, request)
-            asked = codec.planned(plan, own)
+            if known.plan.elements <= self._inline_elements and self.has_company():
+                return Planned(known.plan, known.plan.rows, known, request)
+            asked = codec.planned(known)
         if asked is None:
             asked = codec.decode_whole(body, request.head.json_bytes)
         inputs = asked.inputs

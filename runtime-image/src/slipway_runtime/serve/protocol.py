@@ -2,14 +2,16 @@
 
 A client sends the same JSON around its numbers again and again. What it means is worked out once and kept as a plan under
 those very bytes, in a bounded table; a request that matches one costs a lookup and a view on its tensors. Equal bytes have
-equal meaning, so a plan needs no invalidation. Requests of one plan that share a batch are read together and answered together.
+equal meaning, so a plan needs no invalidation. An id that the JSON begins with (KServe's client sends another each time) is not
+part of them. Requests of one plan that share a batch are read together and answered together.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import orjson
@@ -38,6 +40,8 @@ OCTETS = "application/octet-stream"
 MAX_PLANS = 512
 MAX_PLAN_BYTES = 4096
 _DATA = b'"data"'
+_ID = re.compile(rb'{"id"\s*:\s*"([ !#-\[\]-~]*)"\s*,\s*')  # a text without escapes
+_ID_KEY = b'"id"'
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,14 +74,13 @@ class InferRequest:
 
 @dataclass(frozen=True, slots=True)
 class _View:
-    """Where a tensor of a plan lies in the body; one that is not aligned for its type is copied."""
+    """Where a tensor of a plan lies behind the JSON part."""
 
     name: str
     dtype: str
     start: int
     end: int
     shape: Sequence[int]
-    aligned: bool = True
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -86,26 +89,44 @@ class Plan:
 
     Attributes:
         views: where its tensors lie. JSON has one, of which `end` is the number of elements.
-        body_bytes: of the whole request; 0 for JSON.
+        raw_bytes: of the tensors behind the JSON part; 0 for JSON.
         outputs: as of `InferRequest`, and so `timeout` and `priority`.
         rows: size of the batch dimension.
         elements: of all inputs together.
+        takes_id: whether an id may come before it: it has none of its own.
     """
 
     views: tuple[_View, ...]
-    body_bytes: int
+    raw_bytes: int
     outputs: Sequence[Output]
     timeout: float
     priority: int
     rows: int
     elements: int
+    takes_id: bool
 
     @classmethod
-    def of(cls, views: Sequence[_View], body_bytes: int, asked: InferRequest) -> Plan:
+    def of(cls, views: Sequence[_View], raw_bytes: int, asked: InferRequest, *, takes_id: bool) -> Plan:
         """The plan of a request that was decoded."""
         arrays = list(asked.inputs.values())
-        rows = arrays[0].shape[0] if arrays[0].ndim else 1
-        return cls(tuple(views), body_bytes, asked.outputs, asked.timeout, asked.priority, rows, sum(array.size for array in arrays))
+        rows, elements = arrays[0].shape[0] if arrays[0].ndim else 1, sum(array.size for array in arrays)
+        return cls(tuple(views), raw_bytes, asked.outputs, asked.timeout, asked.priority, rows, elements, takes_id)
+
+
+class Known(NamedTuple):
+    """A request whose JSON has come before.
+
+    Attributes:
+        plan: what it means.
+        own: of JSON the text of its numbers, else the whole body.
+        start: where raw tensors begin in that.
+        id: the client's, None when there is none.
+    """
+
+    plan: Plan
+    own: bytes | memoryview
+    start: int
+    id: str | None
 
 
 def json_value(body: bytes) -> Any:
@@ -173,7 +194,7 @@ class Codec:
             BadRequest: names the tensor, what was expected and what came.
         """
         known = self.known(body, json_bytes)
-        asked = None if known is None else self.planned(*known)
+        asked = None if known is None else self.planned(known)
         return self.decode_whole(body, json_bytes) if asked is None else asked
 
     def decode_whole(self, body: bytes | memoryview, json_bytes: int | None) -> InferRequest:
@@ -184,54 +205,56 @@ class Codec:
             raise BadRequest(f"Inference-Header-Content-Length must be a number from 1 to {len(body)}, the bytes of the body")
         return self._decode_binary(body, json_bytes)
 
-    def known(self, body: bytes | memoryview, json_bytes: int | None) -> tuple[Plan, bytes | memoryview] | None:
-        """The plan of a request whose JSON has come before, and what is its own: the body, or of JSON the text of its numbers."""
+    def known(self, body: bytes | memoryview, json_bytes: int | None) -> Known | None:
+        """The plan of a request whose JSON has come before, and what is its own."""
         if json_bytes is not None:
-            plan = self._plans.get(bytes(body[:json_bytes]))
-            return (plan, body) if plan is not None and len(body) == plan.body_bytes else None
-        body = bytes(body)
-        span = _flat_data(body)
-        if span is None:
-            return None
-        _, start, end = span
-        plan = self._json_plans.get((body[:start], body[end:]))
-        return None if plan is None else (plan, body[start : end + 1])
+            head, own_id = _without_id(bytes(body[:json_bytes]))
+            plan = self._plans.get(head) if json_bytes > 0 else None
+            known = None if plan is None or len(body) != json_bytes + plan.raw_bytes else Known(plan, body, json_bytes, own_id)
+        else:
+            body = bytes(body)
+            span = _flat_data(body)
+            if span is None:
+                return None
+            _, start, end = span
+            head, own_id = _without_id(body[:start])
+            plan = self._json_plans.get((head, body[end:]))
+            known = None if plan is None else Known(plan, body[start : end + 1], 0, own_id)
+        return None if known is None or not (own_id is None or known.plan.takes_id) else known
 
-    def planned(self, plan: Plan, own: bytes | memoryview) -> InferRequest | None:
+    def planned(self, known: Known) -> InferRequest | None:
         """Decode a request of a plan; None when it must be decoded as a whole, which has the words for what is wrong with it.
-
-        Args:
-            plan: of `known`.
-            own: the request's own part, of `known`.
 
         Raises:
             BadRequest: numbers that the type cannot hold.
         """
-        if plan.body_bytes:
+        plan, own, start, own_id = known
+        if plan.raw_bytes:
             inputs = {}
             for view in plan.views:
-                raw = memoryview(own)[view.start : view.end] if view.aligned else bytes(own[view.start : view.end])
-                inputs[view.name] = np.frombuffer(raw, DTYPES[view.dtype]).reshape(view.shape)
-            return InferRequest(inputs, plan.outputs, None, plan.timeout, plan.priority)
+                raw, dtype = memoryview(own)[start + view.start : start + view.end], DTYPES[view.dtype]
+                is_aligned = (start + view.start) % dtype.itemsize == 0
+                inputs[view.name] = np.frombuffer(raw if is_aligned else bytes(raw), dtype).reshape(view.shape)
+            return InferRequest(inputs, plan.outputs, own_id, plan.timeout, plan.priority)
         view, data = plan.views[0], bytes(own)
         array = array_of(view.name, json_value(data), view.dtype)
         if array.ndim != 1 or array.size != view.end or has_boolean_letters(data):
             return None
-        return InferRequest({view.name: array.reshape(view.shape)}, plan.outputs, None, plan.timeout, plan.priority)
+        return InferRequest({view.name: array.reshape(view.shape)}, plan.outputs, own_id, plan.timeout, plan.priority)
 
-    def planned_together(self, plan: Plan, own: Sequence[bytes | memoryview]) -> Tensors | None:
+    def planned_together(self, asked: Sequence[Known]) -> Tensors | None:
         """The batch of several requests of one plan, in their order; None when one of them must be looked at alone.
 
         All inputs have the batch dimension first.
         """
-        count = len(own)
-        if plan.body_bytes:
+        count, plan = len(asked), asked[0].plan
+        if plan.raw_bytes:
             batch = {}
             for view in plan.views:
-                raw = b"".join([body[view.start : view.end] for body in own])
+                raw = b"".join([own[start + view.start : start + view.end] for _, own, start, _ in asked])
                 batch[view.name] = np.frombuffer(raw, DTYPES[view.dtype]).reshape((count * view.shape[0], *view.shape[1:]))
             return batch
-        view, text = plan.views[0], b"[%b]" % b",".join(own)
+        view, text = plan.views[0], b"[%b]" % b",".join([known.own for known in asked])
         if has_boolean_letters(text):
             return None
         try:
@@ -248,8 +271,10 @@ class Codec:
         asked = self._decode_object(json_object(head), tail, may_have_booleans=has_booleans(head))
         if tail.position != len(body):
             raise BadRequest(f"{len(body) - tail.position} bytes are left over after the binary tensors; check each binary_data_size")
-        if asked.id is None and tail.is_plain and json_bytes <= MAX_PLAN_BYTES:
-            _keep(self._plans, bytes(body[:json_bytes]), Plan.of(tail.views, len(body), asked))
+        rest, own_id = _without_id(head)
+        takes_id = _ID_KEY not in rest
+        if asked.id == own_id and (own_id is None or takes_id) and tail.is_plain and json_bytes <= MAX_PLAN_BYTES:
+            _keep(self._plans, rest, Plan.of(tail.views, len(body) - json_bytes, asked, takes_id=takes_id))
         return asked
 
     def _decode_json(self, body: bytes) -> InferRequest:
@@ -266,12 +291,16 @@ class Codec:
         # numbers mean the same request with those numbers.
         listed = value["inputs"]
         flat = body.find(b"[", start + 1, end) < 0 and body.find(b'"', start + 1, end) < 0 and body.find(_DATA, found + 1) < 0
-        if asked.id is not None or len(listed) != 1 or not flat or body[found - 1] == 0x5C or "data" not in listed[0]:
+        head, own_id = _without_id(body[:start])
+        takes_id = _ID_KEY not in head and _ID_KEY not in body[end:]
+        if asked.id != own_id or not (own_id is None or takes_id):
+            return
+        if len(listed) != 1 or not flat or body[found - 1] == 0x5C or "data" not in listed[0]:
             return
         name = listed[0]["name"]
         spec, array = self._specs[name], asked.inputs[name]
         view = _View(name, spec.dtype, 0, array.size, array.shape)
-        _keep(self._json_plans, (body[:start], body[end:]), Plan.of([view], 0, asked))
+        _keep(self._json_plans, (head, body[end:]), Plan.of([view], 0, asked, takes_id=takes_id))
 
     def _decode_object(self, value: dict[str, Any], tail: _Tail | None, *, may_have_booleans: bool) -> InferRequest:
         listed = value.get("inputs")
@@ -363,36 +392,45 @@ class Codec:
         json_bytes = sum(map(len, parts))
         return Response(200, b"".join(parts + raws), OCTETS, json_bytes=json_bytes)
 
-    def encode_together(self, plan: Plan, outputs: Tensors, count: int) -> list[Response] | None:
+    def encode_together(self, asked: Sequence[Known], outputs: Tensors) -> list[Response] | None:
         """Encode the outputs of a batch: an answer for each of its requests, in their order, as `encode` gives it.
 
-        None where they must be encoded one by one: outputs with another number of rows, of strings, or wanted as raw bytes in part.
+        None where they must be encoded one by one: outputs with another number of rows, of strings, or to be classified.
         """
+        count, plan = len(asked), asked[0].plan
         parts, comma = [self._prefix], b'"outputs":['
-        pieces: list[bytes] = []  # of JSON, between which each answer has its own numbers
-        own: list[list[bytes]] = []
+        pieces: list[bytes] = []  # of JSON, between which each answer has its own texts
+        texts: list[list[bytes]] = []
+        raws: list[list[bytes]] = []
+        if any([known.id is not None for known in asked]):
+            pieces, parts = [self._prefix], []
+            texts.append([b"" if known.id is None else b'"id":"%b",' % known.id.encode() for known in asked])
         for output in plan.outputs:
             array = outputs[output.name]
-            is_odd = output.binary is not plan.outputs[0].binary or output.classes or array.dtype.kind in "OUS"
-            if is_odd or not array.ndim or len(array) != count * plan.rows:
+            if output.classes or array.dtype.kind in "OUS" or not array.ndim or len(array) != count * plan.rows:
                 return None
             parts += comma, self._tensor_head(output.name, array[: plan.rows])
             comma = b","
             if output.binary:
                 raw = to_raw(array)
                 size = len(raw) // count
-                own.append([raw[start : start + size] for start in range(0, len(raw), size)])
+                raws.append([raw[start : start + size] for start in range(0, len(raw), size)])
                 parts.append(b'"parameters":{"binary_data_size":%d}}' % size)
             else:
                 text: bytes = orjson.dumps(to_json(array).reshape(count, -1), option=orjson.OPT_SERIALIZE_NUMPY)
-                own.append(text[2:-2].split(b"],["))
+                texts.append(text[2:-2].split(b"],["))
                 pieces.append(b"".join((*parts, b'"data":[')))
                 parts = [b"]}"]
         pieces.append(b"".join((*parts, b"]}")))
-        if plan.outputs[0].binary:
-            return [Response(200, b"".join((pieces[0], *raws)), OCTETS, json_bytes=len(pieces[0])) for raws in zip(*own, strict=True)]
-        form = b"%b".join([piece.replace(b"%", b"%%") for piece in pieces])
-        return [Response(200, form % texts) for texts in zip(*own, strict=True)]
+        if texts:
+            form = b"%b".join([piece.replace(b"%", b"%%") for piece in pieces])
+            bodies = [form % own for own in zip(*texts, strict=True)]
+        else:
+            bodies = pieces * count
+        if not raws:
+            return [Response(200, body) for body in bodies]
+        pairs = zip(bodies, zip(*raws, strict=True), strict=True)
+        return [Response(200, b"".join((body, *own)), OCTETS, json_bytes=len(body)) for body, own in pairs]
 
     def _tensor_head(self, name: str, array: Array) -> bytes:
         key = name, array.shape, array.dtype.char
@@ -418,7 +456,7 @@ class _Tail:
 
     def __init__(self, body: bytes | memoryview, position: int) -> None:
         self._body = body
-        self.position = position
+        self._origin = self.position = position
         self.views: list[_View] = []
         self.is_plain = True
 
@@ -433,7 +471,7 @@ class _Tail:
         array = from_raw(spec.name, raw, spec.dtype, shape)
         # Booleans are normalised and strings parsed each time.
         self.is_plain = self.is_plain and spec.dtype not in ("bool", "string")
-        self.views.append(_View(spec.name, spec.dtype, start, end, tuple(shape), bool(aligned)))
+        self.views.append(_View(spec.name, spec.dtype, start - self._origin, end - self._origin, tuple(shape)))
         return array
 
 
@@ -453,6 +491,12 @@ def classification(scores: Array, count: int, labels: Sequence[str]) -> Array:
         label = f":{labels[index]}" if index < len(labels) else ""
         text[row, column] = f"{float(rows[row, index]):f}:{index}{label}"
     return text if scores.ndim == 2 else text[0]
+
+
+def _without_id(head: bytes) -> tuple[bytes, str | None]:
+    """JSON without the id that it begins with, and that id: what is left means the same but for it, if it has no other id."""
+    found = _ID.match(head) if head.startswith(b'{"id"') else None
+    return (head, None) if found is None else (b"{" + head[found.end() :], found[1].decode())
 
 
 def _flat_data(body: bytes) -> tuple[int, int, int] | None:

@@ -244,6 +244,13 @@ X = TensorSpec("x", "float32", ("batch", 2))
         ('{"inputs":[{"name":"x","shape":[2,2],"datatype":"FP32","data":[[DATA],[5,6]]}]}', ["1,2", "3,4", "1"]),
         ('{"inputs":[{"name":"x","shape":[1,2],"datatype":"FP32","data":[DATA]}],"parameters":{"priority":1}}', ["1,2", "1,,2", ""]),
         ('{"inputs":[{"name":"x","shape":[1,2],"datatype":"FP32","data":[DATA]}]}', ["1,2", "true,false", "1e300,1", "{},1"]),
+        (
+            '{"id": "DATA", "inputs":[{"name":"x","shape":[1,2],"datatype":"FP32","data":[1,2]}]}',
+            ["7", "8", "", "a\\u0041", "é", '7","id":"9'],
+        ),
+        ('{"id":"DATA","inputs":[{"name":"x","shape":[1,2],"datatype":"FP32","data":[1,2]}],"id":"6"}', ["7", "6", "8"]),
+        ('{"id":"DATA","id":"6","inputs":[{"name":"x","shape":[1,2],"datatype":"FP32","data":[1,2]}]}', ["7", "6", "8"]),
+        ('{DATA"inputs":[{"name":"x","shape":[1,2],"datatype":"FP32","data":[1,2]}],"id":null}', ["", '"id":"7",', '"id":7,']),
     ],
 )
 def test_a_plan_means_what_the_whole_body_means(template, fillings):
@@ -262,39 +269,48 @@ def test_a_plan_means_what_the_whole_body_means(template, fillings):
         assert outcome(kept, body) == outcome(Codec(signature, "m", "r"), body), body
 
 
-def request_of(array, kind, **more):
-    """A body, and the length of its JSON part if it has a raw tensor."""
+def request_of(array, kind, id_, **more):
+    """A body that begins with its id, and the length of its JSON part if it has a raw tensor."""
     item = {"name": "x", "datatype": DATATYPES[array.dtype.name], "shape": list(array.shape)}
-    if kind == "raw":
-        return binary([item | {"parameters": {"binary_data_size": array.nbytes}}], array.tobytes(), **more)
-    return json.dumps({"inputs": [item | {"data": array.astype(float).ravel().tolist()}], **more}).encode(), None
+    item |= {"parameters": {"binary_data_size": array.nbytes}} if kind == "raw" else {"data": array.astype(float).ravel().tolist()}
+    head = json.dumps(({} if id_ is None else {"id": id_}) | {"inputs": [item], **more}).encode()
+    return (head + array.tobytes(), len(head)) if kind == "raw" else (head, None)
 
 
+@pytest.mark.parametrize("named", ["none", "all", "some"])
+@pytest.mark.parametrize("answered", ["raw", "json", "both"])
 @pytest.mark.parametrize("kind", ["raw", "json"])
 @pytest.mark.parametrize("dtype", sorted(set(DATATYPES) - {"bool", "string"}))
-def test_requests_of_one_plan_are_read_and_answered_together_as_they_are_alone(dtype, kind):
+def test_requests_of_one_plan_are_read_and_answered_together_as_they_are_alone(dtype, kind, answered, named):
     outputs = TensorSpec("y", dtype, ("batch", 2)), TensorSpec("100%b", dtype, ("batch",))
     codec = Codec(Signature((TensorSpec("x", dtype, ("batch", 2)),), outputs), "m", "r")
     arrays = [np.array([[index, 1], [2, 3]]).astype(DTYPES[dtype]) for index in range(3)]
-    requests = [request_of(array, kind, parameters={"binary_data_output": kind == "raw"}) for array in arrays]
+    ids = {"none": [None] * 3, "all": ["7", "a-much-longer-100%-id", ""], "some": ["7", None, "8"]}[named]
+    wanted = [
+        {"name": "y", "parameters": {"binary_data": answered != "json"}},
+        {"name": "100%b", "parameters": {"binary_data": answered == "raw"}},
+    ]
+    requests = [request_of(array, kind, id_, outputs=wanted) for array, id_ in zip(arrays, ids, strict=True)]
     assert codec.known(*requests[0]) is None
     alone = [codec.decode(*request) for request in requests]
-    (plan, *others), own = zip(*(codec.known(*request) for request in requests), strict=True)
-    assert others == [plan] * 2
-    assert (plan.rows, plan.elements) == (2, 4)
-    batch = codec.planned_together(plan, own)["x"]
+    known = [codec.known(*request) for request in requests]
+    assert {one.plan for one in known} == {known[0].plan}
+    assert (known[0].plan.rows, known[0].plan.elements) == (2, 4)
+    batch = codec.planned_together(known)["x"]
     assert batch.dtype == DTYPES[dtype]
     assert batch.tolist() == np.concatenate(arrays).tolist()
     made = {"y": batch, "100%b": batch[:, 0]}  # of which one is not contiguous
     parts = [{name: array[start : start + 2] for name, array in made.items()} for start in (0, 2, 4)]
-    assert codec.encode_together(plan, made, 3) == [codec.encode(asked, part) for asked, part in zip(alone, parts, strict=True)]
+    answers = codec.encode_together(known, made)
+    assert answers == [codec.encode(asked, part) for asked, part in zip(alone, parts, strict=True)]
+    assert [json.loads(one.body[: one.json_bytes or None]).get("id") for one in answers] == ids
 
 
 def test_numbers_that_are_null_are_read_together_too():
     codec, body = codec_of("float32"), b'{"inputs":[{"name":"x","shape":[1,2],"datatype":"FP32","data":[%b]}]}'
     codec.decode(body % b"1,2")
-    plan, _ = codec.known(body % b"1,2", None)
-    assert np.nan_to_num(codec.planned_together(plan, [b"[1,null]", b"[3, 4]"])["x"], nan=-1).tolist() == [[1, -1], [3, 4]]
+    known = [codec.known(body % numbers, None) for numbers in (b"1,null", b"3, 4")]
+    assert np.nan_to_num(codec.planned_together(known)["x"], nan=-1).tolist() == [[1, -1], [3, 4]]
 
 
 @pytest.mark.parametrize("odd", [b"[1]", b"[1,2,3]", b"[]", b"[true,1]", b"[[1,2]", b"[1,,2]", b'["]', b'["a",1]', b"[1e300,1]", b"[1,2"])
@@ -302,17 +318,17 @@ def test_numbers_that_are_null_are_read_together_too():
 def test_of_requests_of_one_plan_an_odd_one_is_not_read_with_the_others(odd, is_first):
     codec, body = codec_of("float32"), b'{"inputs":[{"name":"x","shape":[1,2],"datatype":"FP32","data":[1,2]}]}'
     codec.decode(body)
-    plan, own = codec.known(body, None)
-    assert codec.planned_together(plan, [own, own]) is not None
-    assert codec.planned_together(plan, [odd, own] if is_first else [own, odd]) is None
-    assert codec.planned_together(plan, [odd, odd]) is None
+    good = codec.known(body, None)
+    bad = good._replace(own=odd)
+    assert codec.planned_together([good, good]) is not None
+    assert codec.planned_together([bad, good] if is_first else [good, bad]) is None
+    assert codec.planned_together([bad, bad]) is None
 
 
 @pytest.mark.parametrize(
     ("wanted", "made"),
     [
         ([{"name": "y", "parameters": {"classification": 1}}, {"name": "z"}], {}),
-        ([{"name": "y", "parameters": {"binary_data": True}}, {"name": "z"}], {}),
         ([{"name": "y"}], {"y": np.zeros((1, 2), np.float32)}),
         ([{"name": "y"}], {"y": np.float32(1)}),
         ([{"name": "y"}], {"y": np.array([["a", "b"]] * 2, object)}),
@@ -323,9 +339,9 @@ def test_odd_answers_are_not_made_together(wanted, made):
     items = [raw_item("a", "FP32", [1, 2], 8), raw_item("b", "INT64", [1], 8)]
     body, length = binary(items, b"\0" * 16, outputs=wanted)
     codec.decode(body, length)
-    plan, own = codec.known(body, length)
-    assert codec.planned_together(plan, [own, own])["b"].shape == (2,)
-    assert codec.encode_together(plan, {"y": np.zeros((2, 2), np.float32), "z": np.zeros(2, np.int64)} | made, 2) is None
+    known = [codec.known(body, length)] * 2
+    assert codec.planned_together(known)["b"].shape == (2,)
+    assert codec.encode_together(known, {"y": np.zeros((2, 2), np.float32), "z": np.zeros(2, np.int64)} | made) is None
 
 
 def test_plans_are_bounded():
