@@ -101,7 +101,7 @@ Response App::get(const Request& request) const {
 }
 
 void App::ask(Prepare prepare, Request& request, const Responder& respond) {
-  const auto from = Clock::now();
+  const Asked asked{Clock::now(), request.probe != Probe::None, respond};
   ++metrics_.inflight;
   std::shared_ptr<const Model> loaded;
   Work work;
@@ -109,54 +109,54 @@ void App::ask(Prepare prepare, Request& request, const Responder& respond) {
     loaded = model();
     work = (this->*prepare)(loaded, request);
   } catch (const HttpError& error) {
-    return finish(error_response(error), from, respond);
+    return finish(error_response(error), asked);
   } catch (const std::exception& error) {
-    return finish(answer_of([&]() -> Response { throw; }), from, respond);
+    return finish(answer_of([&]() -> Response { throw; }), asked);
   }
-  run(loaded, std::move(work), respond, from);
+  run(loaded, std::move(work), asked);
 }
 
-void App::run(const std::shared_ptr<const Model>& loaded, Work work, const Responder& respond, Clock::time_point from) {
+void App::run(const std::shared_ptr<const Model>& loaded, Work work, const Asked& asked) {
   const auto answered = [answer = std::move(work.answer)](const Result& result) {
     return answer_of([&] {
       if (const auto* error = std::get_if<HttpError>(&result)) throw *error;
       return answer(std::get<std::vector<Tensor>>(result));
     });
   };
-  if (!work.prepare && runs_inline(*loaded, work.inputs)) return finish(answered(run_inline(work.inputs)), from, respond);
+  if (!work.prepare && runs_inline(*loaded, work.inputs)) return finish(answered(run_inline(work.inputs, asked.is_probe)), asked);
   Job job;
   job.inputs = std::move(work.inputs);
   job.prepare = std::move(work.prepare);
   job.batched = loaded->batched && !job.prepare;
-  job.wanted = [gone = respond.defer()] { return !gone->load(std::memory_order_relaxed); };
+  job.is_probe = asked.is_probe;
+  job.wanted = [gone = asked.respond.defer()] { return !gone->load(std::memory_order_relaxed); };
   job.skipped = [this] { --metrics_.inflight; };
-  job.done = [this, answered, respond, from](const Result& result) {
-    post_([this, respond, from, response = std::make_shared<Response>(answered(result))] { finish(std::move(*response), from, respond); });
+  job.done = [this, answered, asked](const Result& result) {
+    post_([this, asked, response = std::make_shared<Response>(answered(result))] { finish(std::move(*response), asked); });
   };
   try {
     lanes_.submit(std::move(job));
   } catch (const HttpError& error) {
-    finish(error_response(error), from, respond);
+    finish(error_response(error), asked);
   }
 }
 
-void App::finish(Response&& response, Clock::time_point from, const Responder& respond) {
+void App::finish(Response&& response, const Asked& asked) {
   --metrics_.inflight;
-  metrics_.count(response.status);
-  metrics_.seconds.observe(std::chrono::duration<double>(Clock::now() - from).count());
-  respond(std::move(response));
+  metrics_.answers(asked.is_probe).add(response.status, std::chrono::duration<double>(Clock::now() - asked.from).count());
+  asked.respond(std::move(response));
 }
 
 // A model whose time depends on its input's values would block the loop; the first such call is the last one here.
-Result App::run_inline(const std::vector<Tensor>& inputs) {
+Result App::run_inline(const std::vector<Tensor>& inputs, bool is_probe) {
   const auto from = Clock::now();
-  Result result = lanes_.noted(lanes_.run_here(inputs));
+  Result result = lanes_.noted(lanes_.run_here(inputs), is_probe);
   if (Clock::now() - from > kLongInline && inline_.exchange(false)) log_line("WARNING", "a call on the event loop took more than 50 ms: all calls go to lanes from now on");
   return result;
 }
 
 void App::infer(const Model& loaded, std::vector<Tensor> inputs, std::function<bool()> wanted, std::function<void(Result)> done) {
-  if (runs_inline(loaded, inputs)) return done(run_inline(inputs));
+  if (runs_inline(loaded, inputs)) return done(run_inline(inputs, /*is_probe=*/false));
   Job job;
   job.inputs = std::move(inputs);
   job.batched = loaded.batched;
@@ -169,10 +169,22 @@ void App::infer(const Model& loaded, std::vector<Tensor> inputs, std::function<b
 // --- model -----------------------------------------------------------------------------------------------------------------------------
 
 App::Work App::prepare_infer(const std::shared_ptr<const Model>& loaded, Request& request) const {
+  if (request.probe == Probe::Golden) return prepare_golden(loaded);
   auto asked = std::make_shared<InferRequest>(decode_infer(request, loaded->artifact));
   std::vector<Tensor> inputs = std::move(asked->inputs);
   return {std::move(inputs), nullptr, [this, loaded, asked](const std::vector<Tensor>& outputs) {
             return encode_infer(*asked, outputs, loaded->artifact, options_.name, options_.revision);
+          }};
+}
+
+// Replays the golden inputs like the request of a user, and holds the answer against the golden outputs.
+App::Work App::prepare_golden(const std::shared_ptr<const Model>& loaded) const {
+  if (!loaded->golden) throw HttpError(501, "this artifact has no golden inputs to replay");
+  return {loaded->golden->inputs, nullptr, [this, loaded](const std::vector<Tensor>& outputs) {
+            if (const auto differs = golden_difference(*loaded, outputs)) throw HttpError(500, *differs);
+            std::string body = "{\"model\":" + json::quoted(options_.name) + ",\"revision\":" + json::quoted(options_.revision) + ",\"golden\":true,\"maxAbsoluteError\":";
+            json::append_number(body, loaded->golden->limit);
+            return Response{200, body + "}", "application/json", {}};
           }};
 }
 

@@ -50,21 +50,28 @@ class App {
   const AppOptions& options() const { return options_; }
   Metrics& metrics() { return metrics_; }
   std::shared_ptr<const Model> model() const;  // throws HttpError 503 while loading
-  // Runs `inputs` here or in a lane; `done` comes in either's thread.
+  // Runs `inputs` here or in a lane; `done` comes in either's thread. A request of a user: only HTTP has probes.
   void infer(const Model& model, std::vector<Tensor> inputs, std::function<bool()> wanted, std::function<void(Result)> done);
 
  private:
   using Getter = Response (App::*)() const;
   using Prepare = Work (App::*)(const std::shared_ptr<const Model>&, Request&) const;
+  // A request that is counted: since when, whether apart from users' requests, and the way back to its client.
+  struct Asked {
+    Clock::time_point from;
+    bool is_probe;
+    Responder respond;
+  };
 
   // Whether a call is short enough to be made on the caller's thread; never again once such a call took long.
   bool runs_inline(const Model& model, const std::vector<Tensor>& inputs) const { return inline_ && !model.batched && model.runs_inline(inputs); }
-  Result run_inline(const std::vector<Tensor>& inputs);
+  Result run_inline(const std::vector<Tensor>& inputs, bool is_probe);
   Response get(const Request& request) const;
   void ask(Prepare prepare, Request& request, const Responder& respond);
-  void run(const std::shared_ptr<const Model>& model, Work work, const Responder& respond, Clock::time_point from);
-  void finish(Response&& response, Clock::time_point from, const Responder& respond);
+  void run(const std::shared_ptr<const Model>& model, Work work, const Asked& asked);
+  void finish(Response&& response, const Asked& asked);
   Work prepare_infer(const std::shared_ptr<const Model>& model, Request& request) const;
+  Work prepare_golden(const std::shared_ptr<const Model>& model) const;
   Work prepare_predict(const std::shared_ptr<const Model>& model, Request& request) const;
   Response live() const;
   Response ready() const;

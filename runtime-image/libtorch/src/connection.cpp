@@ -30,12 +30,18 @@ std::string_view phrase(int status) {
     case 429: return "Too Many Requests";
     case 431: return "Request Header Fields Too Large";
     case 500: return "Internal Server Error";
+    case 501: return "Not Implemented";
     case 503: return "Service Unavailable";
     default: return "Status";
   }
 }
 
 std::string_view view(boost::beast::string_view text) { return {text.data(), text.size()}; }
+
+Probe probe_of(boost::beast::string_view value) {
+  if (value.empty()) return Probe::None;
+  return boost::beast::iequals(value, "golden") ? Probe::Golden : Probe::Other;
+}
 
 double seconds(std::chrono::steady_clock::duration duration) { return std::chrono::duration<double>(duration).count(); }
 
@@ -145,6 +151,7 @@ void Connection::dispatch() {
   request.path = std::string(target.substr(0, target.find('?')));
   request.content_type = std::string(view(message[http::field::content_type]));
   if (const auto found = message.find("Inference-Header-Content-Length"); found != message.end()) request.header_length = std::string(view(found->value()));
+  request.probe = probe_of(message["x-slipway-probe"]);
   *request.body = std::move(message.body());
   keep_alive_ = message.keep_alive();
   head_only_ = request.method == "HEAD";

@@ -142,8 +142,7 @@ void infer(App& app, const inference::ModelInferRequest& request, std::function<
   ++app.metrics().inflight;
   const auto finish = [&app, from, done = std::move(done)](int code, const Status& status) {
     --app.metrics().inflight;
-    app.metrics().count(code);
-    app.metrics().seconds.observe(std::chrono::duration<double>(Clock::now() - from).count());
+    app.metrics().users.add(code, std::chrono::duration<double>(Clock::now() - from).count());
     done(status);
   };
   try {

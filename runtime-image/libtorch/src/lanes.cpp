@@ -147,7 +147,7 @@ void Lanes::process(std::vector<Job>& batch) {
     Job& job = *wanted[0];
     Result alone = guarded([&](const std::vector<Tensor>& inputs) { return measured(job.prepare ? job.prepare() : inputs); }, job.inputs);
     leave(batch);
-    return job.done(noted(std::move(alone)));
+    return job.done(noted(std::move(alone), job.is_probe));
   }
   std::vector<Tensor> together;
   for (size_t i = 0; i < wanted[0]->inputs.size(); ++i) {
@@ -160,7 +160,7 @@ void Lanes::process(std::vector<Job>& batch) {
   if (const auto* error = std::get_if<HttpError>(&result)) {
     // One request's values may be what the model cannot bear; the others must not pay for it.
     if (error->status == 500)
-      for (Job* job : wanted) job->done(noted(run_here(job->inputs)));
+      for (Job* job : wanted) job->done(noted(run_here(job->inputs), job->is_probe));
     else
       for (Job* job : wanted) job->done(*error);
     return;
@@ -172,13 +172,13 @@ void Lanes::process(std::vector<Job>& batch) {
     std::vector<Tensor> own;
     for (const Tensor& output : outputs) own.push_back(rows_of(output, at, rows));
     at += rows;
-    job->done(noted(std::move(own)));
+    job->done(noted(std::move(own), job->is_probe));
   }
 }
 
-Result Lanes::noted(Result answer) {
+Result Lanes::noted(Result answer, bool is_probe) {
   if (const auto* outputs = std::get_if<std::vector<Tensor>>(&answer))
-    if (std::any_of(outputs->begin(), outputs->end(), has_nonfinite)) metrics_.nonfinite.fetch_add(1, std::memory_order_relaxed);
+    if (std::any_of(outputs->begin(), outputs->end(), has_nonfinite)) metrics_.answers(is_probe).add_nonfinite();
   return answer;
 }
 

@@ -40,6 +40,7 @@ struct Job {
   std::function<bool()> wanted;           // from any thread
   std::function<std::vector<Tensor>()> prepare;  // makes the inputs in the lane (image files); may throw HttpError
   bool batched = false;
+  bool is_probe = false;                  // its answer is counted apart from users' answers
   size_t bytes = 0;
   Clock::time_point queued_at{};
 };
@@ -63,7 +64,7 @@ class Lanes {
   // A call on the caller's own thread, measured like those of the lanes.
   Result run_here(const std::vector<Tensor>& inputs);
   // Counts one request's answer when its outputs are not finite; returns it.
-  Result noted(Result answer);
+  Result noted(Result answer, bool is_probe);
 
  private:
   void run(size_t lane);

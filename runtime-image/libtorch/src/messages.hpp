@@ -13,9 +13,13 @@
 
 namespace slipway {
 
+// The header x-slipway-probe: not a request of a user, so it is counted apart; Golden also asks for the golden inputs to be replayed.
+enum class Probe { None, Golden, Other };
+
 struct Request {
   std::string method, path, content_type;      // path without the query
   std::optional<std::string> header_length;    // Inference-Header-Content-Length: the binary tensor extension
+  Probe probe = Probe::None;
   std::shared_ptr<std::string> body = std::make_shared<std::string>();
 };
 

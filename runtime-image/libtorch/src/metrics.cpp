@@ -28,7 +28,7 @@ std::string number(double value) {
   return text.find('.') == std::string::npos ? text + ".0" : text;
 }
 
-void head(std::string& out, const std::string& name, const char* help, const char* type) {
+void head(std::string& out, const std::string& name, const std::string& help, const char* type) {
   out += "# HELP " + name + " " + help + "\n# TYPE " + name + " " + type + "\n";
 }
 
@@ -92,10 +92,26 @@ void Histogram::render(std::string& out, const std::string& name, const std::str
   sample(out, name + "_sum", labels, sum_.load(std::memory_order_relaxed));
 }
 
-Metrics::Metrics(std::string model, std::string revision)
-    : seconds(kSeconds), queue(kSeconds), inference(kSeconds), batch(kSizes), model_(std::move(model)), revision_(std::move(revision)) {}
+Answers::Answers() : seconds_(kSeconds) {}
 
-void Metrics::count(int status) { codes_[static_cast<size_t>(std::clamp(status, 0, 599))].fetch_add(1, std::memory_order_relaxed); }
+void Answers::add(int status, double seconds) {
+  codes_[static_cast<size_t>(std::clamp(status, 0, 599))].fetch_add(1, std::memory_order_relaxed);
+  seconds_.observe(seconds);
+}
+
+void Answers::render(std::string& out, const std::string& prefix, const std::string& whose, const std::string& labels) const {
+  head(out, prefix + "_requests_total", "Answered infer and predict requests" + whose + ".", "counter");
+  for (size_t code = 0; code < codes_.size(); ++code)
+    if (const uint64_t n = codes_[code].load(std::memory_order_relaxed))
+      sample(out, prefix + "_requests_total", label("code", std::to_string(code)) + "," + labels, static_cast<double>(n));
+  head(out, prefix + "_nonfinite_outputs_total", "Answers whose outputs have NaN or infinite values" + whose + ".", "counter");
+  sample(out, prefix + "_nonfinite_outputs_total", labels, static_cast<double>(nonfinite_.load(std::memory_order_relaxed)));
+  head(out, prefix + "_request_duration_seconds", "Request read to answer written" + whose + ".", "histogram");
+  seconds_.render(out, prefix + "_request_duration_seconds", labels);
+}
+
+Metrics::Metrics(std::string model, std::string revision)
+    : queue(kSeconds), inference(kSeconds), batch(kSizes), model_(std::move(model)), revision_(std::move(revision)) {}
 
 void Metrics::set_artifact(const std::string& digest, const std::string& format, const std::string& precision, double load_seconds) {
   const std::lock_guard lock(mutex_);
@@ -107,20 +123,14 @@ std::string Metrics::render() const {
   std::string out;
   process(out);
   const std::string labels = label("model", model_) + "," + label("revision", revision_);
-  head(out, "slipway_requests_total", "Answered infer and predict requests.", "counter");
-  for (size_t code = 0; code < codes_.size(); ++code)
-    if (const uint64_t n = codes_[code].load(std::memory_order_relaxed))
-      sample(out, "slipway_requests_total", label("code", std::to_string(code)) + "," + labels, static_cast<double>(n));
-  head(out, "slipway_nonfinite_outputs_total", "Answers whose outputs have NaN or infinite values.", "counter");
-  sample(out, "slipway_nonfinite_outputs_total", labels, static_cast<double>(nonfinite.load(std::memory_order_relaxed)));
-  head(out, "slipway_request_duration_seconds", "Request read to answer written.", "histogram");
-  seconds.render(out, "slipway_request_duration_seconds", labels);
+  users.render(out, "slipway", "", labels);
   head(out, "slipway_queue_duration_seconds", "Waiting for a worker lane.", "histogram");
   queue.render(out, "slipway_queue_duration_seconds", "");
   head(out, "slipway_inference_duration_seconds", "Inside the model.", "histogram");
   inference.render(out, "slipway_inference_duration_seconds", "");
   head(out, "slipway_batch_size", "Samples per call of the model.", "histogram");
   batch.render(out, "slipway_batch_size", "");
+  probes.render(out, "slipway_probe", ", probes (requests with the header x-slipway-probe)", labels);
   head(out, "slipway_inflight_requests", "Requests taken and not answered.", "gauge");
   sample(out, "slipway_inflight_requests", "", static_cast<double>(inflight.load(std::memory_order_relaxed)));
   const std::lock_guard lock(mutex_);

@@ -25,20 +25,34 @@ class Histogram {
   std::atomic<double> sum_{0};
 };
 
+// Answered requests of users, or those of probes.
+class Answers {
+ public:
+  Answers();
+  void add(int status, double seconds);
+  void add_nonfinite() { nonfinite_.fetch_add(1, std::memory_order_relaxed); }
+  // Appends the metrics whose names begin with `prefix`; `whose` ends their help.
+  void render(std::string& out, const std::string& prefix, const std::string& whose, const std::string& labels) const;
+
+ private:
+  std::array<std::atomic<uint64_t>, 600> codes_{};
+  std::atomic<uint64_t> nonfinite_{0};  // answers, not elements
+  Histogram seconds_;
+};
+
 class Metrics {
  public:
   Metrics(std::string model, std::string revision);
-  void count(int status);
+  Answers& answers(bool is_probe) { return is_probe ? probes : users; }
   void set_artifact(const std::string& digest, const std::string& format, const std::string& precision, double load_seconds);
   std::string render() const;
 
-  Histogram seconds, queue, inference, batch;
+  Answers users, probes;
+  Histogram queue, inference, batch;
   std::atomic<int64_t> inflight{0};
-  std::atomic<uint64_t> nonfinite{0};  // answers, not elements
 
  private:
   std::string model_, revision_;
-  std::array<std::atomic<uint64_t>, 600> codes_{};
   mutable std::mutex mutex_;  // of what is set once
   std::string artifact_labels_;
   double load_seconds_ = 0;

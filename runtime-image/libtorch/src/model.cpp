@@ -5,7 +5,6 @@
 #include <cstdio>
 #include <cmath>
 #include <limits>
-#include <map>
 
 #include "failure.hpp"
 #include "npz.hpp"
@@ -106,31 +105,37 @@ double difference(double got, double wanted) {
   return std::isfinite(apart) ? apart : std::numeric_limits<double>::infinity();
 }
 
-void compare(const TensorSpec& spec, const Tensor& got, const std::map<std::string, Tensor>& wanted, double limit) {
-  const auto found = wanted.find(spec.name);
-  if (found == wanted.end() || found->second.shape != got.shape)
-    throw Failure("GoldenMismatch", "golden output '" + spec.name + "': expected shape " + (found == wanted.end() ? "none" : list_of(found->second.shape)) + ", got " + list_of(got.shape));
+// Throws Failure GoldenMismatch. `wanted` is null where nothing was recorded.
+void compare(const TensorSpec& spec, const Tensor& got, const Tensor* wanted, double limit) {
+  if (!wanted || wanted->shape != got.shape)
+    throw Failure("GoldenMismatch", "golden output '" + spec.name + "': expected shape " + (wanted ? list_of(wanted->shape) : "none") + ", got " + list_of(got.shape));
   double worst = 0;
-  for (size_t i = 0; i < got.count(); ++i) worst = std::max(worst, difference(value_at(got, i), value_at(found->second, i)));
+  for (size_t i = 0; i < got.count(); ++i) worst = std::max(worst, difference(value_at(got, i), value_at(*wanted, i)));
   if (worst <= limit) return;
   char text[128];
   std::snprintf(text, sizeof text, "' differs by %.3g on this node; at most %.3g is allowed", worst, limit);
   throw Failure("GoldenMismatch", "golden output '" + spec.name + text);
 }
 
-void check_golden(Backend& backend, const Artifact& artifact, const std::vector<Tensor>& inputs) {
+// Compares all of the golden outputs. Returns the golden data of one request: all of them, or the first piece where the signature fixes its size.
+GoldenBatch proven_golden(Backend& backend, const Artifact& artifact, const std::vector<Tensor>& inputs) {
   const auto wanted = read_npz(artifact.directory / artifact.golden->outputs);
+  const auto asked = pieces(inputs, artifact.inputs, 0);
   std::vector<std::vector<Tensor>> parts;
   try {
-    for (const auto& piece : pieces(inputs, artifact.inputs, 0)) parts.push_back(backend.infer(piece));
+    for (const auto& piece : asked) parts.push_back(backend.infer(piece));
   } catch (const std::exception& error) {
     throw Failure("GoldenMismatch", ("the model failed on the golden inputs: " + std::string(error.what())).substr(0, 1500));
   }
+  GoldenBatch golden{asked[0], {}, artifact.golden->max_absolute_error};
   for (size_t i = 0; i < artifact.outputs.size(); ++i) {
     std::vector<const Tensor*> column;
     for (const auto& part : parts) column.push_back(&part[i]);
-    compare(artifact.outputs[i], column.size() > 1 ? concatenate(column) : *column[0], wanted, artifact.golden->max_absolute_error);
+    const auto found = wanted.find(artifact.outputs[i].name);
+    compare(artifact.outputs[i], column.size() > 1 ? concatenate(column) : *column[0], found == wanted.end() ? nullptr : &found->second, golden.limit);
+    golden.outputs.push_back(column.size() > 1 ? rows_of(found->second, 0, column[0]->shape[0]) : found->second);
   }
+  return golden;
 }
 
 }  // namespace
@@ -149,10 +154,19 @@ std::unique_ptr<Model> load_model(Artifact artifact, int threads, int lanes, int
     for (const Tensor& tensor : sample) model->inline_elements += tensor.count();
   model->batched = max_batch > 1 && is_batched(artifact.inputs, artifact.outputs);
   if (model->batched) warm_up(*model->backend, repeated(sample, max_batch));
-  if (artifact.golden) check_golden(*model->backend, artifact, golden);
+  if (artifact.golden) model->golden = proven_golden(*model->backend, artifact, golden);
   model->artifact = std::move(artifact);
   model->load_seconds = seconds_since(from);
   return model;
+}
+
+std::optional<std::string> golden_difference(const Model& model, const std::vector<Tensor>& got) {
+  try {
+    for (size_t i = 0; i < got.size(); ++i) compare(model.artifact.outputs[i], got[i], &model.golden->outputs[i], model.golden->limit);
+  } catch (const Failure& failure) {
+    return failure.what();
+  }
+  return std::nullopt;
 }
 
 }  // namespace slipway
