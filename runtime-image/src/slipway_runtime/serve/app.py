@@ -210,6 +210,7 @@ class App:
             elif isinstance(call, Planned):
                 self._put_off(call, started)
             else:
+                call.is_probe = bool(request.head.probe)
                 response = self._ask(call, request, started)
         except HttpError as error:
             response = error.response()
@@ -461,7 +462,7 @@ class App:
         if is_short and (known is not None or not self.has_company()):
             return codec.encode(asked, self.run_now(inputs, rows_of(inputs), is_probe=bool(probe)))
         encode = partial(codec.encode, asked)
-        return Call(inputs, rows_of(inputs), len(body), encode, asked.timeout, asked.priority, bool(probe), is_put_off=is_short)
+        return Call(inputs, rows_of(inputs), len(body), encode, asked.timeout, asked.priority, is_put_off=is_short)
 
     def _golden(self, model: Model) -> Call:
         """Replay the golden inputs like the request of a user, and hold the answer against the golden outputs."""
@@ -475,7 +476,7 @@ class App:
                 raise HttpError(500, differs)
             return json_response({"model": self.options.name, "revision": self.options.revision, "golden": True, "maxAbsoluteError": limit})
 
-        return Call(inputs, rows_of(inputs), sum(array.nbytes for array in inputs.values()), encode, is_probe=True)
+        return Call(inputs, rows_of(inputs), sum(array.nbytes for array in inputs.values()), encode)
 
     def _predict(self, model: Model, request: Request) -> Call:
         if form.is_upload(request.head.content_type):
