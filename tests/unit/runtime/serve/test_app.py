@@ -37,8 +37,9 @@ class Asked(Request):
 
 
 @pytest.fixture
-def app(tmp_path):
+def app(tmp_path, monkeypatch):
     """A server's app with a small model that runs on the event loop, in whose turns requests have had company so far."""
+    monkeypatch.setattr("slipway_runtime.serve.app.INLINE_LIMIT_SECONDS", 60.0)  # however busy the machine is
     write(tmp_path / "artifact", mlp_draft())
     model = load_model(open_artifact(tmp_path / "artifact", None), LoadOptions("m", "r", max_batch=8))
     app = App(AppOptions("m", "r", QueueOptions(max_batch=8)), Loop())
