@@ -51,7 +51,13 @@ TARGETS = ("TorchScript", "ExportedProgram", "AOTInductor", "Compile")
 SIZES = (1, 2, 4, 8, 16, 32, 64)
 FEW_SIZES = (1, 8, 32)  # of the precisions that are not in the plot
 SAMPLES = 32
-VARIANTS = ("now", "no graphs", "no delay", "2 workers", "3 workers", "4 workers", "before")
+VARIANTS: dict[str, tuple[dict[str, str], str]] = {  # environment of the server, and its maxDelay
+    "now": ({}, "2ms"),
+    "no graphs": ({"SLIPWAY_CUDA_GRAPHS": "false"}, "2ms"),
+    "no delay": ({}, "0s"),
+    **{f"{count} workers": ({"SLIPWAY_WORKERS": str(count)}, "2ms") for count in (2, 3, 4)},
+    "before": ({}, "2ms"),
+}
 CHILD_SECONDS = {"_copies": 60, "_reference": 300, "_build": 600, "_measure": 150}
 SERVER = (
     "import argparse, sys; from slipway_runtime.serve.main import add_arguments, run;"
@@ -588,14 +594,10 @@ def used_memory() -> int | None:
 def serve(args: argparse.Namespace) -> None:
     """The server with batching and many connections, and with one; the variants in turn."""
     log = Log(args.work / "raw/serve.jsonl")
-    now = str(ROOT / "runtime-image/src")
-    variants = {"now": (now, {}, "2ms"), "no graphs": (now, {"SLIPWAY_CUDA_GRAPHS": "false"}, "2ms"), "no delay": (now, {}, "0s")}
-    variants |= {f"{count} workers": (now, {"SLIPWAY_WORKERS": str(count)}, "2ms") for count in (2, 3, 4)}
-    if args.before:
-        variants["before"] = (str(args.before), {}, "2ms")
     for candidate in candidates(args):
         for variant in args.variants:
-            source, environment, delay = variants[variant]
+            environment, delay = VARIANTS[variant]
+            source = str(args.before if variant == "before" else ROOT / "runtime-image/src")
             row = {**vars(candidate), "variant": variant, "maxBatch": args.max_batch}
             started = time.monotonic()
             options = [
@@ -659,10 +661,12 @@ def main() -> None:
     parser.add_argument("--load-seconds", type=float, default=4.0)
     parser.add_argument("--loads", nargs="+", default=["1x1", "96x1", "6x32"], help="connections x rows of a request")
     parser.add_argument("--max-batch", type=int, default=32)
-    parser.add_argument("--variants", nargs="+", default=["now"], choices=VARIANTS)
+    parser.add_argument("--variants", nargs="+", default=["now"], choices=[*VARIANTS])
     parser.add_argument("--before", type=Path, help="sources of an older slipway_runtime, for the variant `before`")
     parser.add_argument("--jobs", type=int, default=max(1, (os.cpu_count() or 1) // 2), help="candidates that are built at a time")
     args = parser.parse_args()
+    if "before" in args.variants and args.before is None:
+        parser.error("--variants before needs --before FOLDER")
     if shutil.which("nvidia-smi") is None and os.environ.get("SLIPWAY_DEVICE") != "cpu":
         print("no NVIDIA GPU here: nothing is measured; docs/benchmarks/gpu.md has the figures")
         return None

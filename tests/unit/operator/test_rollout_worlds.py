@@ -113,10 +113,8 @@ def observe(world: World, game: Game) -> Observed:
     )
 
 
-# all that a decision sees of a world: most worlds differ by what is selected and routed
-SEEN = attrgetter(
-    "spec", "is_paused", "abort", "pods", "stable", "exposed", "rollout", "left", "verdict", "has_comparator", "replay"
-)  # fmt: skip
+# Most worlds differ by what is selected and routed, which `observe` does not look at.
+SEEN = attrgetter(*(name for name in World._fields if name not in ("selector", "route")))
 
 
 def decide(world: World, game: Game) -> Plan:

@@ -23,7 +23,7 @@ from slipway_runtime.serve.padding import Joiner
 from slipway_runtime.serve.predict import answer, decode_npy, decode_plain, is_npy
 from slipway_runtime.serve.preprocess import image_inputs
 from slipway_runtime.serve.protocol import Known, Plan
-from slipway_runtime.serve.tensors import Tensors, has_nonfinite
+from slipway_runtime.serve.tensors import Tensors, has_nonfinite, rows_of
 from slipway_runtime.serve.turn import Turn
 from slipway_runtime.serve.workers import Place
 
@@ -90,18 +90,24 @@ class Planned:
     """A short infer request whose JSON has come before, to be read, run and answered with others of its plan.
 
     Attributes:
-        key: its plan.
-        rows: size of the batch dimension.
         known: what came, of `Codec.known`.
         request: None once its client has gone.
         started: when it came, of `time.perf_counter`.
     """
 
-    key: Plan
-    rows: int
     known: Known
     request: Request | None
     started: float = 0.0
+
+    @property
+    def key(self) -> Plan:
+        """What requests of one batch have in common."""
+        return self.known.plan
+
+    @property
+    def rows(self) -> int:
+        """Size of the batch dimension."""
+        return self.known.plan.rows
 
 
 @dataclass(slots=True)
@@ -453,7 +459,7 @@ class App:
         known, asked = codec.known(body, request.head.json_bytes), None
         if known is not None:
             if known.plan.elements <= self._inline_elements and self.has_company():
-                return Planned(known.plan, known.plan.rows, known, request)
+                return Planned(known, request)
             asked = codec.planned(known)
         if asked is None:
             asked = codec.decode_whole(body, request.head.json_bytes)
@@ -614,10 +620,3 @@ def _objects(values: Sequence[object]) -> np.ndarray:
     array = np.empty(len(values), dtype=object)
     array[:] = list(values)
     return array
-
-
-def rows_of(inputs: Tensors) -> int:
-    """Size of the batch dimension: the first of the first input; 1 for a scalar."""
-    for array in inputs.values():
-        return array.shape[0] if array.ndim else 1
-    return 1

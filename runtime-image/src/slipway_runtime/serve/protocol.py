@@ -31,6 +31,7 @@ from slipway_runtime.serve.tensors import (
     item_bytes,
     refuse_booleans,
     reshaped,
+    rows_of,
     to_json,
     to_raw,
     wire_shape,
@@ -108,9 +109,12 @@ class Plan:
     @classmethod
     def of(cls, views: Sequence[_View], raw_bytes: int, asked: InferRequest, *, takes_id: bool) -> Plan:
         """The plan of a request that was decoded."""
-        arrays = list(asked.inputs.values())
-        rows, elements = arrays[0].shape[0] if arrays[0].ndim else 1, sum(array.size for array in arrays)
+        rows, elements = rows_of(asked.inputs), sum(array.size for array in asked.inputs.values())
         return cls(tuple(views), raw_bytes, asked.outputs, asked.timeout, asked.priority, rows, elements, takes_id)
+
+    def fits(self, own_id: str | None) -> bool:
+        """Whether the plan holds for a request that begins with this id, or with none."""
+        return own_id is None or self.takes_id
 
 
 class Known(NamedTuple):
@@ -220,7 +224,7 @@ class Codec:
             head, own_id = _without_id(body[:start])
             plan = self._json_plans.get((head, body[end:]))
             known = None if plan is None else Known(plan, body[start : end + 1], 0, own_id)
-        return None if known is None or not (own_id is None or known.plan.takes_id) else known
+        return None if known is None or not known.plan.fits(own_id) else known
 
     def planned(self, known: Known) -> InferRequest | None:
         """Decode a request of a plan; None when it must be decoded as a whole, which has the words for what is wrong with it.
@@ -238,7 +242,7 @@ class Codec:
             return InferRequest(inputs, plan.outputs, own_id, plan.timeout, plan.priority)
         view, data = plan.views[0], bytes(own)
         array = array_of(view.name, json_value(data), view.dtype)
-        if array.ndim != 1 or array.size != view.end or has_boolean_letters(data):
+        if array.ndim != 1 or array.size != view.end or _has_boolean_letters(data):
             return None
         return InferRequest({view.name: array.reshape(view.shape)}, plan.outputs, own_id, plan.timeout, plan.priority)
 
@@ -255,7 +259,7 @@ class Codec:
                 batch[view.name] = np.frombuffer(raw, DTYPES[view.dtype]).reshape((count * view.shape[0], *view.shape[1:]))
             return batch
         view, text = plan.views[0], b"[%b]" % b",".join([known.own for known in asked])
-        if has_boolean_letters(text):
+        if _has_boolean_letters(text):
             return None
         try:
             array = array_of(view.name, json_value(text), view.dtype)
@@ -272,9 +276,9 @@ class Codec:
         if tail.position != len(body):
             raise BadRequest(f"{len(body) - tail.position} bytes are left over after the binary tensors; check each binary_data_size")
         rest, own_id = _without_id(head)
-        takes_id = _ID_KEY not in rest
-        if asked.id == own_id and (own_id is None or takes_id) and tail.is_plain and json_bytes <= MAX_PLAN_BYTES:
-            _keep(self._plans, rest, Plan.of(tail.views, len(body) - json_bytes, asked, takes_id=takes_id))
+        plan = Plan.of(tail.views, len(body) - json_bytes, asked, takes_id=_ID_KEY not in rest)
+        if asked.id == own_id and plan.fits(own_id) and tail.is_plain and json_bytes <= MAX_PLAN_BYTES:
+            _keep(self._plans, rest, plan)
         return asked
 
     def _decode_json(self, body: bytes) -> InferRequest:
@@ -291,16 +295,15 @@ class Codec:
         # numbers mean the same request with those numbers.
         listed = value["inputs"]
         flat = body.find(b"[", start + 1, end) < 0 and body.find(b'"', start + 1, end) < 0 and body.find(_DATA, found + 1) < 0
-        head, own_id = _without_id(body[:start])
-        takes_id = _ID_KEY not in head and _ID_KEY not in body[end:]
-        if asked.id != own_id or not (own_id is None or takes_id):
-            return
         if len(listed) != 1 or not flat or body[found - 1] == 0x5C or "data" not in listed[0]:
             return
         name = listed[0]["name"]
         spec, array = self._specs[name], asked.inputs[name]
+        (head, own_id), rest = _without_id(body[:start]), body[end:]
         view = _View(name, spec.dtype, 0, array.size, array.shape)
-        _keep(self._json_plans, (head, body[end:]), Plan.of([view], 0, asked, takes_id=takes_id))
+        plan = Plan.of([view], 0, asked, takes_id=_ID_KEY not in head and _ID_KEY not in rest)
+        if asked.id == own_id and plan.fits(own_id):
+            _keep(self._json_plans, (head, rest), plan)
 
     def _decode_object(self, value: dict[str, Any], tail: _Tail | None, *, may_have_booleans: bool) -> InferRequest:
         listed = value.get("inputs")
@@ -507,7 +510,7 @@ def _flat_data(body: bytes) -> tuple[int, int, int] | None:
     return None if end < 0 or len(body) - end > MAX_PLAN_BYTES or start > MAX_PLAN_BYTES else (found, start, end)
 
 
-def has_boolean_letters(numbers: bytes) -> bool:
+def _has_boolean_letters(numbers: bytes) -> bool:
     """Whether a text of numbers may have true or false among them."""
     return b"t" in numbers or b"f" in numbers
 

@@ -14,7 +14,7 @@ from google.protobuf import json_format
 from google.protobuf.message import DecodeError
 
 from slipway_runtime.serve import oip, triton
-from slipway_runtime.serve.app import App, rows_of
+from slipway_runtime.serve.app import App
 from slipway_runtime.serve.app import Call as Question
 from slipway_runtime.serve.batching import model_error
 from slipway_runtime.serve.calls import WINDOW_BYTES, Call, Code, Methods, Port, Streaming, Unary
@@ -23,7 +23,7 @@ from slipway_runtime.serve.incoming import Room
 from slipway_runtime.serve.messages import HttpError
 from slipway_runtime.serve.model import Model
 from slipway_runtime.serve.rpc_codec import RpcCodec, streamed
-from slipway_runtime.serve.tensors import Tensors
+from slipway_runtime.serve.tensors import Tensors, rows_of
 
 MAX_STREAMED = 32  # requests of one stream that are in the house at the same time
 Done = Callable[[bytes, HttpError | None], None]

@@ -270,6 +270,13 @@ def _texts(value: Any) -> Any:
     return value.decode(errors="backslashreplace") if isinstance(value, bytes) else value
 
 
+def rows_of(inputs: Tensors) -> int:
+    """Size of the batch dimension: the first of the first input; 1 for a scalar."""
+    for array in inputs.values():
+        return array.shape[0] if array.ndim else 1
+    return 1
+
+
 def size_of(shape: Sequence[int]) -> int:
     """Number of elements."""
     count = 1
