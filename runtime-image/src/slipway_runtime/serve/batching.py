@@ -1,6 +1,6 @@
 """The queue in front of the model: what waits, what is refused, and which requests go into the model together.
 
-Work-conserving: a lane that comes free takes what waits, up to the batch limit, at once. The one exception is a wait of at
+Work-conserving: a lane that comes free takes what waits, up to its share and the batch limit, at once. The one exception is a wait of at
 most `max_delay` while fewer rows wait than the load of the last moments lets expect (`target_rows`); with one client that
 expectation is one row, so that a lone client never waits. Requests of different shapes never share a batch, but where they may
 be padded (padding.py). All of it runs on the event loop; only `_run` is in a lane.
@@ -39,6 +39,7 @@ class QueueOptions:
         max_delay: seconds that a request may wait for company while a lane is free.
         max_requests: requests that may wait.
         max_bytes: sum of their bodies.
+        is_shared: whether the lanes share what is in the house, as those that each have a core do; lanes of one device take all they can.
     """
 
     lanes: int = 1
@@ -46,6 +47,7 @@ class QueueOptions:
     max_delay: float = 0.0
     max_requests: int = 256
     max_bytes: int = 256 * 1024 * 1024
+    is_shared: bool = True
 
 
 class Loop(Protocol):
@@ -90,9 +92,22 @@ def target_rows(expected: float, running: int, max_batch: int) -> int:
     Args:
         expected: smoothed number of rows queued or running.
         running: rows in the model now.
-        max_batch: rows of a batch at most.
+        max_batch: rows of the next batch at most.
     """
     return max(1, min(max_batch, round(expected) - running))
+
+
+def fair_rows(in_house: float, options: QueueOptions) -> int:
+    """Rows of the next batch at most: a lane's share of all that are queued or running, where lanes share them.
+
+    Else sizes that differ once stay so: of 16 clients 12 wait for a batch of 12 in one lane again and again, and 4 for one of 4.
+
+    Args:
+        in_house: rows that are queued or running, or are expected to be.
+        options: of the queue.
+    """
+    share = round(in_house / options.lanes) if options.is_shared else options.max_batch
+    return max(1, min(options.max_batch, share))
 
 
 def useful_batch(seconds: Sequence[tuple[int, float]], max_batch: int) -> int:
@@ -245,7 +260,7 @@ class Batcher:
             if wait > 0:
                 self._timer = self._loop.call_later(wait, self._dispatch)
                 return
-            batch, rows = self._take(queue)
+            batch, rows = self._take(queue, self._fair_rows())
             if not queue.jobs:
                 del self._queues[key]
             self._expected += SMOOTHING * (self._rows + rows + self._running_rows - self._expected)
@@ -257,14 +272,17 @@ class Batcher:
         options = self.options
         if options.max_batch == 1 or not options.max_delay:
             return 0.0
-        if queue.rows >= target_rows(self._expected, self._running_rows, options.max_batch):
+        if queue.rows >= target_rows(self._expected, self._running_rows, self._fair_rows()):
             return 0.0
         return queue.jobs[0].queued_at + options.max_delay - time.perf_counter()
 
-    def _take(self, queue: _Queue) -> tuple[list[Job], int]:
+    def _fair_rows(self) -> int:
+        return fair_rows(max(self._expected, self._rows + self._running_rows), self.options)
+
+    def _take(self, queue: _Queue, limit: int) -> tuple[list[Job], int]:
         batch: list[Job] = []
         rows, now = 0, time.perf_counter()
-        while queue.jobs and (not batch or rows + queue.jobs[0].rows <= self.options.max_batch):
+        while queue.jobs and (not batch or rows + queue.jobs[0].rows <= limit):
             job = queue.jobs.popleft()
             self._left(queue, job)
             self._metrics.queue(now - job.queued_at)

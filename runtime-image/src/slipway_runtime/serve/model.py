@@ -74,7 +74,8 @@ class Model:
 
     def queue_options(self, options: QueueOptions) -> QueueOptions:
         """The options with the batch limit that this model gains by, and the lanes of its backend."""
-        return replace(options, max_batch=min(options.max_batch, self.max_batch), lanes=self.lanes or options.lanes)
+        lanes, is_shared = self.lanes or options.lanes, not self.backend.lanes  # a device computes a larger batch at once
+        return replace(options, max_batch=min(options.max_batch, self.max_batch), lanes=lanes, is_shared=is_shared)
 
 
 @dataclass(frozen=True, slots=True)

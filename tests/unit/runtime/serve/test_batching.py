@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from slipway_runtime.artifact import Signature, TensorSpec
-from slipway_runtime.serve.batching import Batcher, Job, QueueOptions, target_rows, useful_batch
+from slipway_runtime.serve.batching import Batcher, Job, QueueOptions, fair_rows, target_rows, useful_batch
 from slipway_runtime.serve.messages import HttpError
 from slipway_runtime.serve.metrics import Metrics
 from slipway_runtime.serve.padding import Joiner, Padding
@@ -177,6 +177,31 @@ def test_priorities_come_first():
 )
 def test_target_rows(expected, running, max_batch, target):
     assert target_rows(expected, running, max_batch) == target
+
+
+@pytest.mark.parametrize(
+    ("in_house", "lanes", "is_shared", "rows"),
+    [(16, 2, True, 8), (16.2, 2, True, 8), (1, 8, True, 1), (0, 2, True, 1), (100, 2, True, 32), (16, 1, True, 16), (16, 3, False, 32)],
+)
+def test_a_lane_takes_its_share(in_house, lanes, is_shared, rows):
+    assert fair_rows(in_house, QueueOptions(lanes=lanes, max_batch=32, is_shared=is_shared)) == rows
+
+
+@pytest.mark.parametrize(("is_shared", "sizes"), [(True, {5, 6}), (False, {1, 14})])
+def test_batches_of_two_lanes_become_alike(is_shared, sizes):
+    house = House(lanes=2, max_batch=32, is_shared=is_shared)
+    clients = iter(range(10_000))
+    for _ in range(16):
+        house.job(next(clients))
+    for _ in range(200):  # each client asks again as soon as it is answered; the lanes end in turn
+        answered = len(house.answers)
+        house.work.pop(0)()
+        for callback in house.loop.ready[:]:
+            house.loop.ready.remove(callback)
+            callback()
+        for _ in range(len(house.answers) - answered):
+            house.job(next(clients))
+    assert {call[0][0] for call in house.calls[-20:]} == sizes
 
 
 def test_a_lone_client_never_waits():
