@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import yaml
 
-from e2e.kit import MODEL, ROOT, Cluster, Manifest, Namespace, built, linear, mdep, model_folder, until
+from e2e.kit import MODEL, ROOT, WEIGHT, Cluster, Manifest, Namespace, built, linear, mdep, model_folder, until, weights
 
 pytestmark = [pytest.mark.nightly, pytest.mark.slow, pytest.mark.timeout(900)]
 ROWS = [[1.0, 2.0, 3.0, 4.0], [-1.0, 0.5, 0.0, 2.0]]
@@ -110,6 +110,28 @@ def test_one_model_answers_alike_on_all_servers(runtimes: Cluster, namespace: Na
     for name, answer in answers.items():  # Triton's has another format
         np.testing.assert_allclose(answer, answers["python"], rtol=1e-5 if "triton" in name else 1e-6)
     np.testing.assert_allclose(answers["python"], linear(ROWS), rtol=1e-5)
+
+
+def test_golden_inputs_are_replayed_on_the_cpp_server_before_it_gets_traffic(runtimes: Cluster, namespace: Namespace) -> None:
+    conversion, serving = {"candidates": [{"target": "TorchScript"}]}, {"runtime": "zz-libtorch"}
+    first, second = (
+        mdep("tiny", f"configmap://{folder}", conversion=conversion, serving=serving, more={"rollout": {"strategy": "BlueGreen"}})
+        for folder in ("v1", "v2")
+    )
+    namespace.apply(model_folder("v1"), model_folder("v2", weights_safetensors=weights(WEIGHT * 2)), first)
+    old = namespace.wait_ready("tiny")["status"]["stable"]["revision"]
+    namespace.apply(second)
+    new = namespace.wait_ready("tiny")["status"]["stable"]["revision"]
+    assert new != old
+    assert replays(namespace, new) >= 3
+
+
+def replays(namespace: Namespace, revision: str) -> float:
+    """How many golden requests the server of a revision answered well."""
+    with namespace.cluster.forward(namespace.name, f"deployment/{revision}", 8080) as url:
+        with urllib.request.urlopen(f"{url}/metrics", timeout=10) as answer:
+            lines = answer.read().decode().splitlines()
+    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith("slipway_probe_requests_total") and 'code="200"' in line)
 
 
 def trouble(namespace: Namespace, code: str, serving: Manifest, reason: str) -> str:

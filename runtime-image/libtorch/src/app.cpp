@@ -101,7 +101,7 @@ Response App::get(const Request& request) const {
 }
 
 void App::ask(Prepare prepare, Request& request, const Responder& respond) {
-  const Asked asked{Clock::now(), request.probe != Probe::None, respond};
+  const Asked asked{Clock::now(), request.probe != Probe::None, request.experiment, respond};
   ++metrics_.inflight;
   std::shared_ptr<const Model> loaded;
   Work work;
@@ -143,7 +143,9 @@ void App::run(const std::shared_ptr<const Model>& loaded, Work work, const Asked
 
 void App::finish(Response&& response, const Asked& asked) {
   --metrics_.inflight;
-  metrics_.answers(asked.is_probe).add(response.status, std::chrono::duration<double>(Clock::now() - asked.from).count());
+  const double seconds = std::chrono::duration<double>(Clock::now() - asked.from).count();
+  metrics_.answers(asked.is_probe).add(response.status, seconds);
+  if (!asked.is_probe && !asked.experiment.empty()) metrics_.add_to_experiment(asked.experiment, response.status, seconds);
   asked.respond(std::move(response));
 }
 

@@ -56,10 +56,11 @@ class App {
  private:
   using Getter = Response (App::*)() const;
   using Prepare = Work (App::*)(const std::shared_ptr<const Model>&, Request&) const;
-  // A request that is counted: since when, whether apart from users' requests, and the way back to its client.
+  // A request that is counted: since when, whether apart from users' requests, for which experiment besides, and the way back to its client.
   struct Asked {
     Clock::time_point from;
     bool is_probe;
+    std::string experiment;
     Responder respond;
   };
 

@@ -152,6 +152,7 @@ void Connection::dispatch() {
   request.content_type = std::string(view(message[http::field::content_type]));
   if (const auto found = message.find("Inference-Header-Content-Length"); found != message.end()) request.header_length = std::string(view(found->value()));
   request.probe = probe_of(message["x-slipway-probe"]);
+  request.experiment = std::string(view(message["x-slipway-experiment"]));
   *request.body = std::move(message.body());
   keep_alive_ = message.keep_alive();
   head_only_ = request.method == "HEAD";

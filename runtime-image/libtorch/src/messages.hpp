@@ -20,6 +20,7 @@ struct Request {
   std::string method, path, content_type;      // path without the query
   std::optional<std::string> header_length;    // Inference-Header-Content-Length: the binary tensor extension
   Probe probe = Probe::None;
+  std::string experiment;                      // x-slipway-experiment, which the route of an A/B experiment sets; empty: none
   std::shared_ptr<std::string> body = std::make_shared<std::string>();
 };
 

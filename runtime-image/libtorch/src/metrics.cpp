@@ -19,6 +19,8 @@ namespace {
 // Seconds; steps of at most 2.5, so that a p99 read from the buckets can be held against a limit. Those of the Python server.
 constexpr std::array<double, 21> kSeconds{0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.02, 0.035, 0.05, 0.075,
                                           0.1,    0.15,    0.25,   0.4,   0.6,    1.0,   2.5,  5.0,  10.0,  30.0};
+constexpr size_t kMaxExperiments = 16;  // as many as spec.routing takes; a client that makes names up must not make series without end
+constexpr const char* kProbes = ", probes (requests with the header x-slipway-probe)";
 constexpr std::array<double, 9> kSizes{1, 2, 4, 8, 16, 32, 64, 128, 256};
 
 // Never with an exponent: a bucket's bound is a label, so it must be written as the Python server writes it.
@@ -72,6 +74,28 @@ void process(std::string& out) {
   }
 }
 
+using Labelled = std::vector<std::pair<std::string, const Answers*>>;
+
+// How many were answered and how long it took; names begin with `prefix`, and `whose` ends their help. Nothing where there are none.
+void answered(std::string& out, const std::string& prefix, const std::string& whose, const Labelled& rows) {
+  if (rows.empty()) return;
+  head(out, prefix + "_requests_total", "Answered infer and predict requests" + whose + ".", "counter");
+  for (const auto& [labels, answers] : rows) answers->requests(out, prefix + "_requests_total", labels);
+  head(out, prefix + "_request_duration_seconds", "Request read to answer written" + whose + ".", "histogram");
+  for (const auto& [labels, answers] : rows) answers->seconds(out, prefix + "_request_duration_seconds", labels);
+}
+
+void nonfinite(std::string& out, const std::string& prefix, const std::string& whose, const std::string& labels, const Answers& answers) {
+  head(out, prefix + "_nonfinite_outputs_total", "Answers whose outputs have NaN or infinite values" + whose + ".", "counter");
+  answers.nonfinite(out, prefix + "_nonfinite_outputs_total", labels);
+}
+
+// A name that spec.routing.experiments takes.
+bool is_experiment(std::string_view name) {
+  const auto is_plain = [](char c) { return (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9'); };
+  return !name.empty() && name.size() <= 63 && is_plain(name[0]) && std::all_of(name.begin(), name.end(), [&](char c) { return c == '-' || is_plain(c); });
+}
+
 }  // namespace
 
 void Histogram::observe(double value) {
@@ -99,15 +123,13 @@ void Answers::add(int status, double seconds) {
   seconds_.observe(seconds);
 }
 
-void Answers::render(std::string& out, const std::string& prefix, const std::string& whose, const std::string& labels) const {
-  head(out, prefix + "_requests_total", "Answered infer and predict requests" + whose + ".", "counter");
+void Answers::requests(std::string& out, const std::string& name, const std::string& labels) const {
   for (size_t code = 0; code < codes_.size(); ++code)
-    if (const uint64_t n = codes_[code].load(std::memory_order_relaxed))
-      sample(out, prefix + "_requests_total", label("code", std::to_string(code)) + "," + labels, static_cast<double>(n));
-  head(out, prefix + "_nonfinite_outputs_total", "Answers whose outputs have NaN or infinite values" + whose + ".", "counter");
-  sample(out, prefix + "_nonfinite_outputs_total", labels, static_cast<double>(nonfinite_.load(std::memory_order_relaxed)));
-  head(out, prefix + "_request_duration_seconds", "Request read to answer written" + whose + ".", "histogram");
-  seconds_.render(out, prefix + "_request_duration_seconds", labels);
+    if (const uint64_t n = codes_[code].load(std::memory_order_relaxed)) sample(out, name, label("code", std::to_string(code)) + "," + labels, static_cast<double>(n));
+}
+
+void Answers::nonfinite(std::string& out, const std::string& name, const std::string& labels) const {
+  sample(out, name, labels, static_cast<double>(nonfinite_.load(std::memory_order_relaxed)));
 }
 
 Metrics::Metrics(std::string model, std::string revision)
@@ -119,21 +141,36 @@ void Metrics::set_artifact(const std::string& digest, const std::string& format,
   load_seconds_ = load_seconds;
 }
 
+void Metrics::add_to_experiment(const std::string& name, int status, double seconds) {
+  const std::lock_guard lock(mutex_);
+  auto found = experiments_.find(name);
+  if (found == experiments_.end()) {
+    if (experiments_.size() >= kMaxExperiments || !is_experiment(name)) return;
+    found = experiments_.try_emplace(name).first;
+  }
+  found->second.add(status, seconds);
+}
+
 std::string Metrics::render() const {
   std::string out;
   process(out);
   const std::string labels = label("model", model_) + "," + label("revision", revision_);
-  users.render(out, "slipway", "", labels);
+  answered(out, "slipway", "", {{labels, &users}});
+  nonfinite(out, "slipway", "", labels, users);
   head(out, "slipway_queue_duration_seconds", "Waiting for a worker lane.", "histogram");
   queue.render(out, "slipway_queue_duration_seconds", "");
   head(out, "slipway_inference_duration_seconds", "Inside the model.", "histogram");
   inference.render(out, "slipway_inference_duration_seconds", "");
   head(out, "slipway_batch_size", "Samples per call of the model.", "histogram");
   batch.render(out, "slipway_batch_size", "");
-  probes.render(out, "slipway_probe", ", probes (requests with the header x-slipway-probe)", labels);
+  answered(out, "slipway_probe", kProbes, {{labels, &probes}});
+  nonfinite(out, "slipway_probe", kProbes, labels, probes);
   head(out, "slipway_inflight_requests", "Requests taken and not answered.", "gauge");
   sample(out, "slipway_inflight_requests", "", static_cast<double>(inflight.load(std::memory_order_relaxed)));
   const std::lock_guard lock(mutex_);
+  Labelled of_experiments;
+  for (const auto& [name, answers] : experiments_) of_experiments.emplace_back(label("experiment", name) + "," + labels, &answers);
+  answered(out, "slipway_experiment", ", requests of an experiment", of_experiments);
   head(out, "slipway_model_load_seconds", "Load, warm up, reproduce golden outputs.", "gauge");
   sample(out, "slipway_model_load_seconds", "", load_seconds_);
   head(out, "slipway_artifact_info", "The artifact served.", "gauge");

@@ -25,14 +25,16 @@ class Histogram {
   std::atomic<double> sum_{0};
 };
 
-// Answered requests of users, or those of probes.
+// Answered requests: of users, of probes, or of one experiment.
 class Answers {
  public:
   Answers();
   void add(int status, double seconds);
   void add_nonfinite() { nonfinite_.fetch_add(1, std::memory_order_relaxed); }
-  // Appends the metrics whose names begin with `prefix`; `whose` ends their help.
-  void render(std::string& out, const std::string& prefix, const std::string& whose, const std::string& labels) const;
+  // Append the sample lines.
+  void requests(std::string& out, const std::string& name, const std::string& labels) const;
+  void nonfinite(std::string& out, const std::string& name, const std::string& labels) const;
+  void seconds(std::string& out, const std::string& name, const std::string& labels) const { seconds_.render(out, name, labels); }
 
  private:
   std::array<std::atomic<uint64_t>, 600> codes_{};
@@ -44,6 +46,8 @@ class Metrics {
  public:
   Metrics(std::string model, std::string revision);
   Answers& answers(bool is_probe) { return is_probe ? probes : users; }
+  // Counts an answer to a request of an experiment besides; of more names than a route can have, the later ones are not counted.
+  void add_to_experiment(const std::string& name, int status, double seconds);
   void set_artifact(const std::string& digest, const std::string& format, const std::string& precision, double load_seconds);
   std::string render() const;
 
@@ -53,7 +57,8 @@ class Metrics {
 
  private:
   std::string model_, revision_;
-  mutable std::mutex mutex_;  // of what is set once
+  mutable std::mutex mutex_;  // of what is set once, and of the names of experiments
+  std::map<std::string, Answers> experiments_;
   std::string artifact_labels_;
   double load_seconds_ = 0;
 };

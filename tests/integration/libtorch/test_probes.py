@@ -1,4 +1,7 @@
-"""Requests that no user sent are counted apart; golden inputs are replayed when a probe asks for it. As in the Python server."""
+"""Requests that no user sent, and those of an experiment, are counted apart; golden inputs are replayed when a probe asks for it.
+
+As in the Python server.
+"""
 
 from __future__ import annotations
 
@@ -39,6 +42,37 @@ def test_probes_are_counted_apart(start, options):
         "probe_requests_total code=400": 1,
         "probe_request_duration_seconds_count": 4,
     }
+
+
+@OPTIONS
+def test_requests_of_an_experiment_are_counted_besides(start, options):
+    server = start(mlp_draft(), *options).wait_ready()
+    assert "slipway_experiment" not in server.get("/metrics").body.decode()
+    for name in ("beta", " beta ", "alpha", 'made"up', "-", "", "a" * 64):
+        assert server.ask("POST", INFER, BODY, x_slipway_experiment=name).status == 200
+    assert server.ask("POST", INFER, BODY, x_slipway_experiment="beta", x_slipway_probe="shadow").status == 200
+    assert server.ask("POST", INFER, "{}", x_slipway_experiment="beta").status == 400
+    assert counts(server) == {
+        "requests_total code=200": 7,
+        "requests_total code=400": 1,
+        "request_duration_seconds_count": 8,
+        "probe_requests_total code=200": 1,
+        "probe_request_duration_seconds_count": 1,
+        "experiment_requests_total code=200 experiment=alpha": 1,
+        "experiment_request_duration_seconds_count experiment=alpha": 1,
+        "experiment_requests_total code=200 experiment=beta": 2,
+        "experiment_requests_total code=400 experiment=beta": 1,
+        "experiment_request_duration_seconds_count experiment=beta": 3,
+    }
+
+
+def test_names_of_experiments_that_a_client_makes_up_are_bounded(start):
+    server = start(mlp_draft()).wait_ready()
+    for number in range(20):
+        assert server.ask("POST", INFER, BODY, x_slipway_experiment=f"e{number}").status == 200
+    found = counts(server)
+    assert sum(name.startswith("experiment_requests") for name in found) == 16
+    assert found["requests_total code=200"] == 20
 
 
 @OPTIONS
