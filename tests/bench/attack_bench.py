@@ -22,7 +22,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -389,6 +389,12 @@ def slow_heads(target: Target) -> Counts:
     return counts
 
 
+def slow_heads_elsewhere(target: Target) -> Counts:
+    """The same at a port where nobody reads: what the attackers take of the cores that all share, without the server's part."""
+    with socket.create_server(("127.0.0.1", 0), backlog=1024) as nobody:
+        return slow_heads(replace(target, port=nobody.getsockname()[1]))
+
+
 def header_flood(target: Target) -> Counts:
     """Heads of a megabyte."""
     head = b"GET /v2 HTTP/1.1\r\nhost: x\r\n" + b"".join(b"x-%d: %b\r\n" % (number, b"y" * 1000) for number in range(1000)) + b"\r\n"
@@ -397,27 +403,28 @@ def header_flood(target: Target) -> Counts:
 
 @dataclass(frozen=True)
 class Attack:
-    """An attack: what makes it, whether over gRPC, and the row it is compared with."""
+    """An attack: what makes it, whether over gRPC, and the rows it is compared with."""
 
     make: Callable[[Target], Counts]
     over_grpc: bool = False
-    beside: str = "nothing"
+    beside: tuple[str, ...] = ("nothing",)
 
 
 ATTACKS = {
     "right, HTTP": Attack(right_http),
     "right, gRPC": Attack(right_rpc, over_grpc=True),
-    "malformed, HTTP": Attack(malformed_http, beside="right, HTTP"),
-    "malformed, gRPC": Attack(malformed_rpc, over_grpc=True, beside="right, gRPC"),
-    "damaged HTTP/2": Attack(damaged_http2, over_grpc=True, beside="right, gRPC"),
-    "rapid resets": Attack(rapid_resets, over_grpc=True, beside="right, gRPC"),
-    "CONTINUATION flood": Attack(continuation_flood, over_grpc=True, beside="right, gRPC"),
-    "PING flood": Attack(ping_flood, over_grpc=True, beside="right, gRPC"),
-    "SETTINGS flood": Attack(settings_flood, over_grpc=True, beside="right, gRPC"),
-    "bodies of 1 GB": Attack(large_bodies, beside="right, HTTP"),
-    "messages of 1 GB": Attack(large_messages, over_grpc=True, beside="right, gRPC"),
-    "header flood": Attack(header_flood, beside="right, HTTP"),
-    "500 slow heads": Attack(slow_heads),
+    "malformed, HTTP": Attack(malformed_http, beside=("right, HTTP",)),
+    "malformed, gRPC": Attack(malformed_rpc, over_grpc=True, beside=("right, gRPC",)),
+    "damaged HTTP/2": Attack(damaged_http2, over_grpc=True, beside=("right, gRPC",)),
+    "rapid resets": Attack(rapid_resets, over_grpc=True, beside=("right, gRPC",)),
+    "CONTINUATION flood": Attack(continuation_flood, over_grpc=True, beside=("right, gRPC",)),
+    "PING flood": Attack(ping_flood, over_grpc=True, beside=("right, gRPC",)),
+    "SETTINGS flood": Attack(settings_flood, over_grpc=True, beside=("right, gRPC",)),
+    "bodies of 1 GB": Attack(large_bodies, beside=("right, HTTP",)),
+    "messages of 1 GB": Attack(large_messages, over_grpc=True, beside=("right, gRPC",)),
+    "header flood": Attack(header_flood, beside=("right, HTTP",)),
+    "500 slow heads elsewhere": Attack(slow_heads_elsewhere),
+    "500 slow heads": Attack(slow_heads, beside=("nothing", "500 slow heads elsewhere")),
 }
 
 
@@ -503,14 +510,14 @@ def report() -> None:
         for row in own:
             counts.update(row["counts"])
         told = ", ".join(f"{kind}: {count:,}" for kind, count in sorted(counts.items(), key=lambda pair: -pair[1])[:6])
-        cells = [name, told or "–", f"{max(row['memory_mb'] for row in own):.0f}"]
-        beside = ATTACKS[name].beside if name in ATTACKS else None
-        for kind in ("http", "grpc"):
-            tails = [row[f"{kind}_p99_ms"] for row in own]
-            cells.append(spread(tails))
-            ratios = [tail / other[f"{kind}_p99_ms"] for tail, other in zip(tails, by_name[beside or "nothing"], strict=True)]
-            cells.append(spread(ratios) if beside else "")
-        lines.append("| " + " | ".join([*cells, beside or ""]) + " |")
+        first = [name, told or "–", f"{max(row['memory_mb'] for row in own):.0f}"]
+        for number, beside in enumerate(ATTACKS[name].beside if name in ATTACKS else ("",)):
+            cells = ["", "", ""] if number else first
+            for kind in ("http", "grpc"):
+                tails = [row[f"{kind}_p99_ms"] for row in own]
+                ratios = [tail / other[f"{kind}_p99_ms"] for tail, other in zip(tails, by_name[beside or "nothing"], strict=True)]
+                cells += ["" if number else spread(tails), spread(ratios) if beside else ""]
+            lines.append("| " + " | ".join([*cells, beside]) + " |")
     rounds, asked = len(by_name["nothing"]), sum(row["good"] for row in rows)
     PAGE.write_text(f"""# What good clients notice of hostile ones
 
@@ -518,7 +525,8 @@ def report() -> None:
 [attacks.jsonl](attacks.jsonl)). {os.cpu_count()} cores, which attackers, good clients and server share; {rounds} round(s), one
 server for all of them. One good client over HTTP and one over gRPC ask every {PAUSE * 1e3:.0f} ms, {asked:,} times altogether, and
 each was answered rightly. An attack that asks as fast as it is answered is compared with {CLIENTS} clients that ask rightly as
-fast, in the same round; median (least to most) of the rounds. "waited for more": what was sent was the beginning of a request.
+fast, in the same round, and one that keeps many connections busy also with the same at a port where nobody reads: what attackers take
+of the cores themselves. Median (least to most) of the rounds. "waited for more": what was sent was the beginning of a request.
 
 | attack | answers | memory, MB | good HTTP, p99 in ms | ratio | good gRPC, p99 in ms | ratio | beside |
 | --- | --- | --- | --- | --- | --- | --- | --- |

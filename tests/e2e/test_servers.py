@@ -128,9 +128,9 @@ def test_golden_inputs_are_replayed_on_the_cpp_server_before_it_gets_traffic(run
 
 def replays(namespace: Namespace, revision: str) -> float:
     """How many golden requests the server of a revision answered well."""
-    with namespace.cluster.forward(namespace.name, f"deployment/{revision}", 8080) as url:
-        with urllib.request.urlopen(f"{url}/metrics", timeout=10) as answer:
-            lines = answer.read().decode().splitlines()
+    forwarded = namespace.cluster.forward(namespace.name, f"deployment/{revision}", 8080)
+    with forwarded as url, urllib.request.urlopen(f"{url}/metrics", timeout=10) as answer:
+        lines = answer.read().decode().splitlines()
     return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith("slipway_probe_requests_total") and 'code="200"' in line)
 
 
