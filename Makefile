@@ -60,13 +60,13 @@ nightly: setup libtorch images cluster ## What takes too long for every change: 
 	@hack/pulled.sh
 	$(V)/python -m pytest tests/e2e -m nightly $(PYTEST_ARGS)
 
-# To push images is to wait, and tools are compiled meanwhile. Beside what promises something in seconds, or waits half of its time, runs
-# with what that leaves what only computes, and first the cluster is made.
+# To push images and to unpack Debian is to wait, and tools are compiled meanwhile. Beside what promises something in seconds, or waits half
+# of its time, runs with what that leaves what only computes, and first the cluster is made.
 test: ## All of the above but nightly, and that generated files are current
-	@hack/timed.sh setup then verify lint type images -- tools then integration-api e2e -- cluster unit integration-pipeline
+	@hack/timed.sh setup then images node-image -- verify lint type tools then integration-api e2e -- cluster unit integration-pipeline
 
 ##@ Run
-.PHONY: demo demo-canary cluster cluster-down images libtorch tools
+.PHONY: demo demo-canary cluster cluster-down node-image images libtorch tools
 demo: setup images cluster ## The whole tour: convert, serve, roll out, with the time of each step
 	@hack/pulled.sh
 	$(V)/python examples/digits/demo.py
@@ -77,6 +77,9 @@ demo-canary: setup images cluster ## A canary behind a real gateway, with every 
 
 cluster: ## A kind cluster, one control plane and two workers: build/kubeconfig
 	@hack/cluster.sh up
+
+node-image: ## What a new cluster is made of: Kubernetes in a node, and for its workers the project's images, unpacked
+	@hack/cluster.sh prepare
 
 cluster-down: ## Removes what "make cluster" made
 	@hack/cluster.sh down

@@ -1,6 +1,7 @@
 #!/bin/bash
 # The development and test cluster.
 #   usage: hack/cluster.sh up       a cluster in build/kubeconfig: kind "slipway", one control plane and two workers
+#          hack/cluster.sh prepare  makes only what takes long and is kept: the node image, and what its workers begin with
 #          hack/cluster.sh down     takes away what "up" made (cluster, registry, network, dockerd, firewall rules)
 #          hack/cluster.sh status   one line for each part
 # SLIPWAY_KUBECONFIG=FILE SLIPWAY_CONTEXT=NAME   use that cluster instead of making one. Images then go to SLIPWAY_IMAGE_REGISTRY.
@@ -76,11 +77,20 @@ create() {
     ( cd "$REPO" && kind create cluster --config kind-config.yaml --wait 3m -q >&2 )
     return
   fi
+  prepare
   image=$("$HACK/node-image.sh")
-  enough_space
-  timed "the workers' images" fill_template "$image"
   make_stores "$(grep -c '^- role: worker' "$REPO/kind-config.yaml")"
   ( cd "$REPO" && with_stores <kind-config.yaml | kind create cluster --config - --image "$image" --wait 3m -q >&2 )
+}
+
+# prepare: nothing where the engine pulls the node image, or a cluster is there, whose nodes pull (images.sh)
+prepare() {
+  local image
+  use_engine
+  [ "$(engine_kind)" != host ] && [ "$(running | wc -l)" != "$WANT" ] || return 0
+  image=$("$HACK/node-image.sh")
+  enough_space
+  fill_template "$image"
 }
 
 # A cluster whose machine was rebooted has its nodes stopped: start them, and make a new one when that does not help.
@@ -135,6 +145,7 @@ status() {
 
 case ${1:-} in
   up) locked cluster up ;;
+  prepare) [ -n "${SLIPWAY_KUBECONFIG:-${KUBECONFIG_EXTERNAL:-}}" ] || locked cluster prepare ;;
   down) locked cluster down ;;
   status) status ;;
   *) die "usage: $0 up|down|status" ;;

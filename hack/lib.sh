@@ -31,18 +31,24 @@ locked() {
   ( flock 9; "$@" 9>&- ) 9>"$CACHE/$name.lock"
 }
 
-# apt_install PACKAGE...: only what is missing; Debian must not start daemons of its own (policy-rc.d)
+# apt_install PACKAGE...: only what is missing; one script after the other, for apt-get does not wait for another one's lock
 apt_install() {
-  local missing=() p made=
+  local missing=() p
   for p; do dpkg-query -W -f '${Status}' "$p" 2>/dev/null | grep -q 'ok installed' || missing+=("$p"); done
   [ ${#missing[@]} -gt 0 ] || return 0
   command -v apt-get >/dev/null || die "install these first: ${missing[*]}"
   say "apt-get install ${missing[*]}"
+  locked apt apt_get_install "${missing[@]}"
+}
+
+# Debian must not start daemons of its own: policy-rc.d
+apt_get_install() { # PACKAGE...
+  local made=
   if [ ! -e /usr/sbin/policy-rc.d ]; then
     printf '#!/bin/sh\nexit 101\n' >/usr/sbin/policy-rc.d; chmod +x /usr/sbin/policy-rc.d; made=1
   fi
   apt-get update -qq
-  DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "${missing[@]}" >/dev/null
+  DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=300 install -qq -y --no-install-recommends "$@" >/dev/null
   [ -z "$made" ] || rm -f /usr/sbin/policy-rc.d
 }
 

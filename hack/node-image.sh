@@ -14,7 +14,6 @@ module_dir() { (cd "$HACK/tools/$1" && go mod download "$2" && go list -m -f '{{
 rootfs() {
   ROOTFS=$CACHE/rootfs-$(sha256sum <<<"$SUITE $PACKAGES" | cut -c1-12)
   [ ! -e "$ROOTFS" ] || return 0
-  apt_install debootstrap
   rm -rf "$ROOTFS.new"; mkdir -p "$CACHE/debs"
   debootstrap --variant=minbase --cache-dir="$CACHE/debs" --include="$PACKAGES" $SUITE "$ROOTFS.new" >"$CACHE/debootstrap.log"
   rm -rf "$ROOTFS.new"/var/cache/apt/* "$ROOTFS.new"/var/lib/apt/lists/* "$ROOTFS.new"/usr/share/{doc,man}/*
@@ -84,8 +83,10 @@ preload() {
   docker save "${IMAGES[@]}" | with_containerd "$R/var/lib/containerd" ctr images import --no-unpack - >/dev/null
 }
 
+debian() { apt_install jq busybox-static debootstrap; timed "debootstrap" rootfs; }
+
 build() {
-  apt_install jq busybox-static; timed "debootstrap" rootfs
+  debian
   S=$CACHE/stage R=$CACHE/stage/root; rm -rf "$S"; mkdir -p "$S"; cp -a "$ROOTFS" "$R"
   system_images; kind_files; preload
   tar -C "$R" --exclude='./proc/*' --exclude='./sys/*' --exclude='./dev/*' -c . |
@@ -93,6 +94,7 @@ build() {
   docker rmi "${IMAGES[@]}" >/dev/null; rm -rf "$S"
 }
 
+[ -x "$BIN/kubeadm" ] || locked node-image debian  # to unpack is to wait for the disk, and somebody may be compiling the tools meanwhile
 "$HACK/tools.sh"
 use_engine
 VERSION=$("$BIN/kubeadm" version -o short)

@@ -15,17 +15,26 @@ have_images() {
 
 # fill_template NODE-IMAGE: what that image brings, and the project's images as far as they are built
 fill_template() {
-  local template=$STORES/template id refs=()
-  if [ "$(cat "$STORES/template.of" 2>/dev/null)" != "$1" ]; then
+  local refs=()
+  [ ! -e "$BUILD/images.env" ] || mapfile -t refs < <(sed -n 's/^[A-Z_]*_IMAGE=//p' "$BUILD/images.env")
+  [ "$(cat "$STORES/template.has" 2>/dev/null)" = "$1 ${refs[*]}" ] || timed "the workers' images" unpack "$1" "${refs[@]}"
+}
+
+unpack() { # NODE-IMAGE REF...
+  local template=$STORES/template of=$1 id; shift
+  rm -f "$STORES/template.has"
+  if [ "$(cat "$STORES/template.of" 2>/dev/null)" != "$of" ]; then
     rm -rf "$template" "$STORES/template.of"; mkdir -p "$template"
-    id=$(docker create "$1")
+    id=$(docker create "$of")
     docker cp -q "$id:/var/lib/containerd/." "$template"
     docker rm "$id" >/dev/null
-    echo "$1" >"$STORES/template.of"
+    echo "$of" >"$STORES/template.of"
   fi
-  [ ! -e "$BUILD/images.env" ] || mapfile -t refs < <(sed -n 's/^[A-Z_]*_IMAGE=//p' "$BUILD/images.env")
-  [ ${#refs[@]} = 0 ] || with_containerd "$template" have_images "${refs[@]}" ||
+  if [ $# = 0 ] || with_containerd "$template" have_images "$@"; then
+    echo "$of $*" >"$STORES/template.has"
+  else
     say "the images could not be unpacked for the workers, which will pull them; see $CACHE/containerd.log"
+  fi
 }
 
 # make_stores COUNT: worker-1, worker-2, ... from the template; what is not known to stay as it is, databases above all, is copied

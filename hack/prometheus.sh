@@ -9,7 +9,7 @@ WHAT=${1:?install, up or down} DIR=$(realpath -m "${2:-.}")
 
 free_port() { python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'; }
 
-install_package() { command -v promtool >/dev/null || locked apt apt_install prometheus; }
+install_package() { command -v promtool >/dev/null || apt_install prometheus; }
 
 up() { # CONFIG [PORT]
   local port=${2:-$(free_port)} bin=${PROMETHEUS_BIN:-}
