@@ -3,6 +3,7 @@
     make bench-serving          all of it (an hour; on a quiet machine)
     serving_bench.py run        appends rows to docs/benchmarks/serving.jsonl; --peers, --models, --connections, --seconds, --rounds choose
     serving_bench.py report     writes docs/benchmarks/serving.md and serving.svg from it
+    --page NAME                 instead of `serving`, for figures of another machine
 
 Peers take turns within each round, so that a busy machine is busy for all. Every answer is held against onnxruntime in this process first;
 the load is one thread of `wrk`, or `ghz` for gRPC. A peer that cannot be installed or started, or answers wrongly, is a row that says so.
@@ -44,7 +45,8 @@ from serving_peers import PEERS, AbsentError, Bench, Peer  # noqa: E402
 from slipway_runtime.serve import oip  # noqa: E402
 from unit.runtime.serve.artifacts import Draft, write  # noqa: E402
 
-ROWS, PAGE = ROOT / "docs/benchmarks/serving.jsonl", ROOT / "docs/benchmarks/serving.md"
+PAGES = ROOT / "docs/benchmarks"
+CORES = len(os.sched_getaffinity(0))  # of those that this process may use
 LIMIT, GRPC = "in-process", "grpc"
 START_SECONDS = 300
 LUA = """wrk.method = "POST"
@@ -259,7 +261,7 @@ def measured(load: Load, process: int, url: str, body: str, connections: int, se
     if errors or not requests:
         raise AbsentError(f"{errors} errors of {requests} requests")
     generator = now.children_user + now.children_system - own.children_user - own.children_system
-    foreign = max(0.0, busy - used - generator) / (micros / 1e6 * (os.cpu_count() or 1))
+    foreign = max(0.0, busy - used - generator) / (micros / 1e6 * CORES)
     figures = {"rps": requests / micros * 1e6, "p50_ms": p50 / 1e3, "p99_ms": p99 / 1e3, "cpu_us": used / requests * 1e6}
     return {"connections": connections, **{key: round(value, 4) for key, value in figures.items()}, "foreign": round(foreign, 3)}
 
@@ -321,11 +323,11 @@ def run(args: argparse.Namespace) -> None:
         sys.exit("wrk is not installed: it is the load generator (Debian: apt-get install wrk)")
     if shutil.which("ghz") is None:
         sys.exit("ghz is not on the PATH: it is the load generator for gRPC (hack/tools.sh ghz builds it into build/bin)")
-    ROWS.parent.mkdir(parents=True, exist_ok=True)
-    machine = f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}, onnxruntime {onnxruntime.__version__}"
+    cores = f"{CORES} of {os.cpu_count()}" if os.cpu_count() != CORES else str(CORES)
+    machine = f"{cores} cores, {platform.machine()}, Python {platform.python_version()}, onnxruntime {onnxruntime.__version__}"
     stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     connections = [int(word) for word in args.connections.split(",")]
-    with ROWS.open("a") as file:
+    with (PAGES / f"{args.page}.jsonl").open("a") as file:
 
         def keep(row: Row) -> None:
             print(row, flush=True)
@@ -541,9 +543,10 @@ def _text(x: float, y: float, words: str, anchor: str = "start", weight: str = "
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-weight="{weight}">{words}</text>'
 
 
-def report(_: argparse.Namespace) -> None:
+def report(args: argparse.Namespace) -> None:
     """Write the page."""
-    results = Results([json.loads(line) for line in ROWS.read_text().splitlines()])
+    page = PAGES / f"{args.page}.md"
+    results = Results([json.loads(line) for line in page.with_suffix(".jsonl").read_text().splitlines()])
     first = results.rows[0]
     foreign = [row["foreign"] for row in results.rows if "foreign" in row]
     rounds = len({row["round"] for row in results.rows})
@@ -551,14 +554,14 @@ def report(_: argparse.Namespace) -> None:
         "# Serving, side by side",
         "",
         "`make bench-serving` ([the script](../../tests/bench/serving_bench.py) says how it is measured; raw figures:",
-        f"[serving.jsonl](serving.jsonl)). {first['machine']}; {rounds} round(s), {first['seconds']} s a measurement;",
+        f"[{args.page}.jsonl]({args.page}.jsonl)). {first['machine']}; {rounds} round(s), {first['seconds']} s a measurement;",
         "load and server share the cores. Median (least to largest) of the rounds; ratios are those within a round.",
         "All servers run the same ONNX file in onnxruntime with one thread a call; `bare` is the least Python that",
         "answers, without limits, checks or metrics. CPU and memory are those of all processes of a server; memory is",
         "the most after any load.",
         f"Others used up to {max(foreign, default=0):.0%} of the machine meanwhile.",
         "",
-        "![Requests a second of each server with 64 connections](serving.svg)",
+        f"![Requests a second of each server with 64 connections]({args.page}.svg)",
         "",
         "## Targets",
         "The bars were set on two quiet cores on which the MLP alone makes 129,000 calls a second, and ResNet-18 713 in two threads; what",
@@ -579,13 +582,14 @@ def report(_: argparse.Namespace) -> None:
     for model in (model for model in titles if model in results.limits):
         bare = f"The model alone in a process, {2 if model == 'resnet18' else 1} thread(s): {spread(results.limits[model], 0)} calls/s."
         text += ["", f"## {titles[model]}", bare, "", *peer_table(results, model), "", *start_table(results, model)]
-    PAGE.write_text("\n".join([*text, ""]))
-    PAGE.with_suffix(".svg").write_text(chart(results, 64))
+    page.write_text("\n".join([*text, ""]))
+    page.with_suffix(".svg").write_text(chart(results, 64))
 
 
 def main() -> None:
     """Parse, and do."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--page", default="serving", help="name of the page, and of its rows")
     commands = parser.add_subparsers(required=True)
     measure = commands.add_parser("run", help="measure and append rows")
     measure.add_argument("--seconds", type=int, default=5)
