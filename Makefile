@@ -11,14 +11,14 @@ unexport PYTHONDONTWRITEBYTECODE
 CACHE := $(or $(SLIPWAY_CACHE),$(HOME)/.cache/slipway)
 export PYTHONPYCACHEPREFIX := $(CACHE)/pycache
 PYTEST_ARGS ?=
-TOOLS := kubernetes registry registry-gc helm versitygw fake-gcs-server gateway-api
+TOOLS := kubernetes registry registry-gc helm versitygw gateway-api
 
 .PHONY: help
 help: ## What the targets do
 	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z0-9-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 ##@ Work
-.PHONY: setup lint type unit integration integration-api integration-pipeline e2e nightly test
+.PHONY: setup lint type bytecode unit integration integration-api integration-pipeline e2e nightly test
 SETUP_INPUTS := hack/requirements-dev.txt hack/requirements-build.txt operator/pyproject.toml runtime-image/pyproject.toml $(shell find runtime-image/http2 -type f)
 setup: .venv/.stamp ## The virtual environment, from the hashed lock file
 .venv/.stamp: $(SETUP_INPUTS) hack/setup.sh
@@ -35,6 +35,10 @@ lint: setup ## Style, imports, spelling, YAML, shell
 type: setup ## mypy, strict
 	$(V)/mypy --cache-dir $(CACHE)/mypy operator/src runtime-image/src
 
+# In an empty cache each of the processes that begin at once would compile it anew: a quarter of a minute of CPU for what torch.export imports.
+bytecode: setup ## Of what many tests import
+	@done=$(CACHE)/pycache$(CURDIR)/$$(cat .venv/.stamp).done; [ -e $$done ] || { $(V)/python hack/bytecode.py && touch $$done; }
+
 unit: setup ## No cluster, no network
 	@hack/prometheus.sh install
 	$(V)/python -m pytest tests/unit -m 'not nightly' -n 2 $(PYTEST_ARGS)
@@ -46,7 +50,7 @@ integration-api: setup
 	$(V)/python -m pytest tests/integration --ignore tests/integration/pipeline -m 'not nightly' -n 4 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 integration-pipeline: setup
-	@hack/tools.sh kubernetes registry versitygw fake-gcs-server
+	@hack/tools.sh kubernetes registry versitygw
 	$(V)/python -m pytest tests/integration/pipeline -m 'not nightly' -n 3 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 e2e: setup images cluster ## On the kind cluster
@@ -55,7 +59,7 @@ e2e: setup images cluster ## On the kind cluster
 	$(V)/python -m pytest tests/e2e -m 'not nightly and last' $(PYTEST_ARGS)
 
 nightly: setup libtorch images cluster ## What takes too long for every change: the LibTorch server and its sanitizers, other systems' clients, bad canaries, every precision
-	@hack/tools.sh $(TOOLS) grpc-conformance
+	@hack/tools.sh $(TOOLS) fake-gcs-server grpc-conformance
 	$(V)/python -m pytest tests/unit tests/integration -m nightly --timeout=1800 $(PYTEST_ARGS)
 	@hack/pulled.sh
 	$(V)/python -m pytest tests/e2e -m nightly $(PYTEST_ARGS)
@@ -63,7 +67,7 @@ nightly: setup libtorch images cluster ## What takes too long for every change: 
 # To push images and to unpack Debian is to wait, and tools are compiled meanwhile. Beside what promises something in seconds, or waits half
 # of its time, runs with what that leaves what only computes, and first the cluster is made.
 test: ## All of the above but nightly, and that generated files are current
-	@hack/timed.sh setup then images node-image -- verify lint type tools then integration-api e2e -- cluster unit integration-pipeline
+	@hack/timed.sh setup then images node-image -- verify lint type bytecode tools then integration-api e2e -- cluster unit integration-pipeline
 
 ##@ Run
 .PHONY: demo demo-canary cluster cluster-down node-image images libtorch tools
