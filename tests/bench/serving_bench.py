@@ -546,6 +546,7 @@ def _text(x: float, y: float, words: str, anchor: str = "start", weight: str = "
 def report(args: argparse.Namespace) -> None:
     """Write the page."""
     page = PAGES / f"{args.page}.md"
+    command = "make bench-serving" if args.page == "serving" else f"taskset -c 2,3 python tests/bench/serving_bench.py --page {args.page} run"
     results = Results([json.loads(line) for line in page.with_suffix(".jsonl").read_text().splitlines()])
     first = results.rows[0]
     foreign = [row["foreign"] for row in results.rows if "foreign" in row]
@@ -553,7 +554,7 @@ def report(args: argparse.Namespace) -> None:
     text = [
         "# Serving, side by side",
         "",
-        "`make bench-serving` ([the script](../../tests/bench/serving_bench.py) says how it is measured; raw figures:",
+        f"`{command}` ([the script](../../tests/bench/serving_bench.py) says how it is measured; raw figures:",
         f"[{args.page}.jsonl]({args.page}.jsonl)). {first['machine']}; {rounds} round(s), {first['seconds']} s a measurement;",
         "load and server share the cores. Median (least to largest) of the rounds; ratios are those within a round.",
         "All servers run the same ONNX file in onnxruntime with one thread a call; `bare` is the least Python that",
