@@ -546,7 +546,9 @@ def _text(x: float, y: float, words: str, anchor: str = "start", weight: str = "
 def report(args: argparse.Namespace) -> None:
     """Write the page."""
     page = PAGES / f"{args.page}.md"
-    command = "make bench-serving" if args.page == "serving" else f"taskset -c 2,3 python tests/bench/serving_bench.py --page {args.page} run"
+    command = (
+        "make bench-serving" if args.page == "serving" else f"taskset -c 2,3 python tests/bench/serving_bench.py --page {args.page} run"
+    )
     results = Results([json.loads(line) for line in page.with_suffix(".jsonl").read_text().splitlines()])
     first = results.rows[0]
     foreign = [row["foreign"] for row in results.rows if "foreign" in row]

@@ -90,7 +90,7 @@ def test_identical_revisions_are_rarely_rolled_back(errors: float) -> None:
 
 def test_identical_revisions_at_equal_weight_are_rarely_rolled_back() -> None:
     """The relative limit alone, with no increase allowed: its null hypothesis holds with equality."""
-    runs = 200
+    runs = 100
     false = failed(runs, Revision(300, 0.03), Revision(300, 0.03), (MetricSpec("error-rate", increase=0.0),))
     assert len(false) <= at_most(runs, FAIL_ALPHA)
 
@@ -122,7 +122,7 @@ def test_a_bad_canary_is_failed_in_time(canary: Revision, specs: tuple[MetricSpe
 
 def test_a_canary_twice_as_bad_rarely_passes() -> None:
     """At any look at all, although it is looked at forty times."""
-    runs = 200
+    runs = 100
     twice = 2 * 0.01 / (0.99 + 2 * 0.01)
     passed = [
         seed

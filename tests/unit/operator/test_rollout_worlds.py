@@ -401,7 +401,12 @@ GAMES = {
 }
 
 
-@pytest.mark.parametrize("game", GAMES.values(), ids=GAMES.keys())
+NIGHTLY = {"canary by replicas, replayed"}  # the largest; blue-green, replayed goes the same way
+
+
+@pytest.mark.parametrize(
+    "game", [pytest.param(game, id=name, marks=pytest.mark.nightly if name in NIGHTLY else ()) for name, game in GAMES.items()]
+)
 def test_every_state_is_safe_and_leads_to_an_end(game: Game) -> None:
     states = explore(game)
     print(f"{len(states)} states")
