@@ -37,7 +37,7 @@ type: setup ## mypy, strict
 
 # In an empty cache each of the processes that begin at once would compile it anew: a quarter of a minute of CPU for what torch.export imports.
 bytecode: setup ## Of what many tests import
-	@done=$(CACHE)/pycache$(CURDIR)/$$(cat .venv/.stamp).done; [ -e $$done ] || { $(V)/python hack/bytecode.py && touch $$done; }
+	@done=$(CACHE)/pycache$(CURDIR)/$$(cat .venv/.stamp).done; [ -e $$done ] || { $(V)/python hack/bytecode.py && mkdir -p "$$(dirname $$done)" && touch $$done; }
 
 unit: setup ## No cluster, no network
 	@hack/prometheus.sh install
