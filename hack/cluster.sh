@@ -70,27 +70,28 @@ enough_space() {
 }
 
 create() {
-  local image
   kind delete cluster --name $CLUSTER -q 2>/dev/null || true  # first: a cluster that could not be revived holds images, too
   remove_stores
   if [ "$(engine_kind)" = host ]; then
     ( cd "$REPO" && kind create cluster --config kind-config.yaml --wait 3m -q >&2 )
     return
   fi
-  prepare
-  image=$("$HACK/node-image.sh")
+  fill
   make_stores "$(grep -c '^- role: worker' "$REPO/kind-config.yaml")"
-  ( cd "$REPO" && with_stores <kind-config.yaml | kind create cluster --config - --image "$image" --wait 3m -q >&2 )
+  ( cd "$REPO" && with_stores <kind-config.yaml | kind create cluster --config - --image "$IMAGE" --wait 3m -q >&2 )
+}
+
+# fill: sets IMAGE
+fill() {
+  IMAGE=$("$HACK/node-image.sh")
+  enough_space
+  fill_template "$IMAGE"
 }
 
 # prepare: nothing where the engine pulls the node image, or a cluster is there, whose nodes pull (images.sh)
 prepare() {
-  local image
   use_engine
-  [ "$(engine_kind)" != host ] && [ "$(running | wc -l)" != "$WANT" ] || return 0
-  image=$("$HACK/node-image.sh")
-  enough_space
-  fill_template "$image"
+  [ "$(engine_kind)" = host ] || [ "$(running | wc -l)" = "$WANT" ] || fill
 }
 
 # A cluster whose machine was rebooted has its nodes stopped: start them, and make a new one when that does not help.

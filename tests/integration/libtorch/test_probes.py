@@ -66,15 +66,6 @@ def test_requests_of_an_experiment_are_counted_besides(start, options):
     }
 
 
-def test_names_of_experiments_that_a_client_makes_up_are_bounded(start):
-    server = start(mlp_draft()).wait_ready()
-    for number in range(20):
-        assert server.ask("POST", INFER, BODY, x_slipway_experiment=f"e{number}").status == 200
-    found = counts(server)
-    assert sum(name.startswith("experiment_requests") for name in found) == 16
-    assert found["requests_total code=200"] == 20
-
-
 @OPTIONS
 def test_answers_to_probes_that_are_not_finite_are_counted_apart(start, options):
     server = start(mlp_draft(), *options).wait_ready()

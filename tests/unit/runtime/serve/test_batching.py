@@ -74,11 +74,15 @@ class House:
     def run(self):
         """Run what the lanes were given, until nothing is left."""
         while self.work or self.loop.ready:
-            if self.work:
-                self.work.pop(0)()
-            for callback in self.loop.ready[:]:
-                self.loop.ready.remove(callback)
-                callback()
+            self.step()
+
+    def step(self):
+        """Run what the next lane was given, and what the event loop was."""
+        if self.work:
+            self.work.pop(0)()
+        for callback in self.loop.ready[:]:
+            self.loop.ready.remove(callback)
+            callback()
 
 
 def test_what_waits_goes_together_up_to_the_limit():
@@ -195,10 +199,7 @@ def test_batches_of_two_lanes_become_alike(is_shared, sizes):
         house.job(next(clients))
     for _ in range(200):  # each client asks again as soon as it is answered; the lanes end in turn
         answered = len(house.answers)
-        house.work.pop(0)()
-        for callback in house.loop.ready[:]:
-            house.loop.ready.remove(callback)
-            callback()
+        house.step()
         for _ in range(len(house.answers) - answered):
             house.job(next(clients))
     assert {call[0][0] for call in house.calls[-20:]} == sizes
