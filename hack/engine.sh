@@ -64,7 +64,7 @@ guard() { # -I to add, -D to remove
 
 start_own() {
   [ "$(id -u)" = 0 ] || die "no Docker answers that can pull kind's node image, and a daemon of our own needs root"
-  apt_install docker.io containerd runc jq iptables iproute2
+  apt_install docker.io containerd runc jq iptables iproute2 pigz    # containerd unpacks by it, when it is there
   mkdir -p "$ENGINE" /lib/modules                   # kind mounts /lib/modules into the nodes
   runc_wrapper >"$ENGINE/runc"; chmod +x "$ENGINE/runc"
   dockerd_config >"$ENGINE/dockerd.json"

@@ -1,13 +1,13 @@
 #!/bin/bash
 # Builds the pinned tools from the Go module proxy; hack/tools/<group>/go.mod and go.sum are the pins and checksums.
-#   usage: hack/tools.sh [GROUP...]     groups: kubernetes coredns kind helm registry registry-gc pause fake-accelerators
+#   usage: hack/tools.sh [GROUP...]     groups: kubernetes kind helm registry registry-gc pause fake-accelerators
 #           for tests, only when named: versitygw (an S3 server) fake-gcs-server ghz (load for gRPC) grpc-conformance gateway-api (CRDs, into build/crds)
 #           envoy-gateway (and its chart, build/charts/envoy-gateway) argo-rollouts and prometheus-operator (and their CRDs) fake-dra-driver
 #           keda (and a chart made of its manifests) metrics-server (and its chart)
 # Each group is built once per content of its recipe, into $CACHE/tools/<group>-<hash>; build/bin links to all of them.
 source "$(dirname "$0")/lib.sh"
 source "$HACK/tools/build.sh"
-ALL=(kubernetes coredns kind helm registry registry-gc pause)   # fake-accelerators: by hack/images.sh
+ALL=(kubernetes kind helm registry registry-gc pause)   # fake-accelerators: by hack/images.sh
 
 go_check() {
   command -v go >/dev/null || die "Go 1.24 or later is needed to build the tools (https://go.dev/dl)"

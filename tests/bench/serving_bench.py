@@ -595,7 +595,7 @@ def main() -> None:
     parser.add_argument("--page", default="serving", help="name of the page, and of its rows")
     commands = parser.add_subparsers(required=True)
     measure = commands.add_parser("run", help="measure and append rows")
-    measure.add_argument("--seconds", type=int, default=5)
+    measure.add_argument("--seconds", type=int, default=2, help="of one measurement")
     measure.add_argument("--rounds", type=int, default=3)
     measure.add_argument("--connections", default="1,16,64,256")
     measure.add_argument("--models", default=",".join(MODELS))

@@ -62,13 +62,15 @@ def start_s3(folder: Path, *options: str) -> Store:
         ACCESS,
         "--secret",
         SECRET,
-        "--port",
+        "--address",
         f"127.0.0.1:{port}",
         "--region",
         "eu-test-1",
+        "--sidecar",
+        str(sidecar),
         *options,
     ]
-    process = started([*command, "posix", "--sidecar", str(sidecar), str(data)], port, folder / "log")
+    process = started([*command, str(data)], port, folder / "log")
     return Store(f"{'https' if '--cert' in options else 'http'}://127.0.0.1:{port}", data, process)
 
 
