@@ -19,8 +19,6 @@ func main() {
 	flag.StringVar(&config.RootUserAccess, "access", "", "access key")
 	flag.StringVar(&config.RootUserSecret, "secret", "", "secret key")
 	flag.StringVar(&config.Region, "region", "us-east-1", "region")
-	flag.StringVar(&config.CertFile, "cert", "", "certificate, for HTTPS")
-	flag.StringVar(&config.KeyFile, "key", "", "its key")
 	address := flag.String("address", "127.0.0.1:7070", "address to listen on")
 	sidecar := flag.String("sidecar", "", "folder for metadata, where the file system has no extended attributes")
 	flag.Parse()

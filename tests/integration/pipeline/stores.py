@@ -51,7 +51,7 @@ class Store:
     process: subprocess.Popen
 
 
-def start_s3(folder: Path, *options: str) -> Store:
+def start_s3(folder: Path) -> Store:
     port = free_port()
     data, sidecar = folder / "data", folder / "sidecar"  # a sidecar: the file system of a test may have no extended attributes
     data.mkdir(parents=True)
@@ -68,10 +68,9 @@ def start_s3(folder: Path, *options: str) -> Store:
         "eu-test-1",
         "--sidecar",
         str(sidecar),
-        *options,
     ]
     process = started([*command, str(data)], port, folder / "log")
-    return Store(f"{'https' if '--cert' in options else 'http'}://127.0.0.1:{port}", data, process)
+    return Store(f"http://127.0.0.1:{port}", data, process)
 
 
 def start_gcs(folder: Path) -> Store:
