@@ -21,6 +21,7 @@ from slipway_runtime.layout import Place, lay_out
 ROOT = Path(__file__).parents[2]
 APPS = Path(__file__).with_name("peers")
 CACHE = Path(os.environ.get("SLIPWAY_CACHE") or Path.home() / ".cache/slipway")
+PYTHON = os.path.realpath(sys.executable) if sys.version_info[:2] == (3, 11) else "3.11"  # how it was compiled counts for a fifth
 SERVE = (
     "import argparse, sys; from slipway_runtime.serve.main import add_arguments, run;"
     "p = argparse.ArgumentParser(); add_arguments(p); sys.exit(run(p.parse_args()))"
@@ -82,7 +83,7 @@ class Peer:
             return
         uv = str(ROOT / ".venv/bin/uv")
         for command in (
-            [uv, "venv", "-q", "--clear", "--python", "3.11", str(folder)],
+            [uv, "venv", "-q", "--clear", "--python", PYTHON, str(folder)],
             [uv, "pip", "sync", "-q", "--python", str(folder), "--require-hashes", str(lock)],
         ):
             done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -112,8 +113,9 @@ class Peer:
 
 
 def home(name: str) -> Path:
-    """The environment of a peer; another lock file, another folder."""
-    return CACHE / "peers" / f"{name}-{hashlib.sha256((APPS / f'requirements-{name}.txt').read_bytes()).hexdigest()[:12]}"
+    """The environment of a peer; another lock file or another Python, another folder."""
+    lock = (APPS / f"requirements-{name}.txt").read_bytes()
+    return CACHE / "peers" / f"{name}-{hashlib.sha256(lock + PYTHON.encode()).hexdigest()[:12]}"
 
 
 def _program(name: str, program: str) -> str:
