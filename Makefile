@@ -11,6 +11,7 @@ unexport PYTHONDONTWRITEBYTECODE
 CACHE := $(or $(SLIPWAY_CACHE),$(HOME)/.cache/slipway)
 export PYTHONPYCACHEPREFIX := $(CACHE)/pycache
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
 TOOLS := kubernetes registry registry-gc helm versitygw gateway-api
 
 .PHONY: help
@@ -116,7 +117,7 @@ bench: setup libtorch ## The measurements in tests/bench, each beside its peer
 bench-serving: setup ## Our server beside those that users would take instead, an hour: docs/benchmarks/serving.md ($$TRITON names an installation of Triton)
 	@hack/wrk.sh && hack/tools.sh ghz
 	rm -f docs/benchmarks/serving.jsonl
-	$(V)/python tests/bench/serving_bench.py run
+	$(V)/python tests/bench/serving_bench.py run $(BENCH_ARGS)
 	$(V)/python tests/bench/serving_bench.py report
 
 bench-attacks: setup ## What good clients notice of hostile ones: docs/benchmarks/attacks.md
