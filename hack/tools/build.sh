@@ -15,8 +15,7 @@ kubernetes_ldflags() {
 # Nobody debugs these: a seventh of compiling goes into DWARF, which the linker would drop.
 go_build() { go build -gcflags=all=-dwarf=false -ldflags "-s -w ${LDFLAGS:-}" -o "$@"; }
 
-# With packages of its own it took 244 s of CPU. It gives its informers a field, with the value that it has anyhow, which
-# the client-go of this Kubernetes no longer has.
+# CoreDNS gives its informers a field, with the value that it has anyhow, which the client-go of this Kubernetes no longer has.
 build_coredns() { # DIR
   local source=$1/coredns-source
   go mod download github.com/coredns/coredns
@@ -39,7 +38,6 @@ build() {
       go_build "$out/" github.com/rancher/local-path-provisioner
       build_coredns "$out" ;;
     fake-accelerators) go_build "$out/fake-device-plugin" . ;;
-    registry | versitygw) go_build "$out/$group" . ;;
     pause)
       apt_install gcc libc6-dev; go mod download k8s.io/kubernetes
       gcc -Os -static -DVERSION=3.10.1 -o "$out/pause" "$(go list -m -f '{{.Dir}}' k8s.io/kubernetes)/build/pause/linux/pause.c" ;;

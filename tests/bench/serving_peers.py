@@ -21,7 +21,7 @@ from slipway_runtime.layout import Place, lay_out
 ROOT = Path(__file__).parents[2]
 APPS = Path(__file__).with_name("peers")
 CACHE = Path(os.environ.get("SLIPWAY_CACHE") or Path.home() / ".cache/slipway")
-PYTHON = os.path.realpath(sys.executable) if sys.version_info[:2] == (3, 11) else "3.11"  # how it was compiled counts for a fifth
+PYTHON = os.path.realpath(sys.executable) if sys.version_info[:2] == (3, 11) else "3.11"  # ours: how one was compiled counts for a fifth
 SERVE = (
     "import argparse, sys; from slipway_runtime.serve.main import add_arguments, run;"
     "p = argparse.ArgumentParser(); add_arguments(p); sys.exit(run(p.parse_args()))"

@@ -1,5 +1,5 @@
-// coredns answers the names of a cluster: CoreDNS with the plugins that kubeadm's Corefile names, in Kubernetes' module because most of what it
-// is compiled from is compiled for Kubernetes too.
+// coredns answers the names of a cluster: CoreDNS with the plugins that kubeadm's Corefile names. It is in Kubernetes' module because most of
+// what it is compiled from is compiled for Kubernetes too; in one of its own that took 244 s of CPU.
 package main
 
 import (

@@ -69,3 +69,5 @@ require (
 	golang.org/x/text v0.41.0 // indirect
 	golang.org/x/time v0.15.0 // indirect
 )
+
+tool slipway.dev/hack/tools/versitygw

@@ -68,9 +68,9 @@ def start_s3(folder: Path) -> Store:
         "eu-test-1",
         "--sidecar",
         str(sidecar),
+        str(data),
     ]
-    process = started([*command, str(data)], port, folder / "log")
-    return Store(f"http://127.0.0.1:{port}", data, process)
+    return Store(f"http://127.0.0.1:{port}", data, started(command, port, folder / "log"))
 
 
 def start_gcs(folder: Path) -> Store:
