@@ -17,7 +17,7 @@ from slipway_runtime.attestation import checked, verified
 from slipway_runtime.layout import LAYOUTS, SLIPWAY, Place, lay_out
 from slipway_runtime.oci import Access, Client, Manifest, access_from_environment
 from slipway_runtime.reasons import Failure
-from slipway_runtime.settings import Signing, batching, step
+from slipway_runtime.settings import Signing, batching, class_labels, step
 
 log = logging.getLogger("slipway")
 
@@ -54,7 +54,9 @@ def run(arguments: argparse.Namespace) -> None:
         raise Failure("InvalidArguments", f"--layout {arguments.layout} needs --layout-output")
     max_batch, max_delay = batching(arguments.max_batch_size, arguments.max_delay)
     threads = max(1, int(os.environ.get("SLIPWAY_SERVER_MILLICPUS", "1000")) // 1000)
-    place = Place(arguments.model_name, arguments.port, arguments.metrics_port, max_batch, max_delay, threads, arguments.gpu)
+    place = Place(
+        arguments.model_name, arguments.port, arguments.metrics_port, max_batch, max_delay, threads, arguments.gpu, class_labels(os.environ)
+    )
     lay_out(open_artifact(arguments.output, arguments.digest), arguments.layout, arguments.layout_output, place)
 
 

@@ -157,6 +157,24 @@ def batching(size: str, delay: str) -> tuple[int, float]:
     return int(size), float(parsed[1]) * _UNITS[parsed[2]]
 
 
+def class_labels(environment: Mapping[str, str]) -> list[str] | None:
+    """Return the class names of `spec.serving.labels`; None where it has none.
+
+    Raises:
+        Failure: InvalidArguments.
+    """
+    text = environment.get("SLIPWAY_LABELS")
+    if not text:
+        return None
+    try:
+        labels = json.loads(text)
+    except ValueError as error:
+        raise Failure("InvalidArguments", f"SLIPWAY_LABELS is not JSON: {error}") from error
+    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+        raise Failure("InvalidArguments", "SLIPWAY_LABELS must be a JSON list of strings")
+    return labels
+
+
 def _spec(text: str) -> Mapping[str, Any]:
     try:
         spec = json.loads(text)

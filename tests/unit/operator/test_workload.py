@@ -117,6 +117,15 @@ def test_pull_is_told_the_layout(serving, accelerator, spec, words):
     assert variables["SLIPWAY_SERVER_MILLICPUS"]["valueFrom"] == {"resourceFieldRef": source}
 
 
+@pytest.mark.parametrize("layout", ["Slipway", "Triton"])
+def test_class_names_go_to_who_reads_them(layout):
+    pod = pod_of({"labels": ["zero", "one"]}, layout=layout)
+    _, variables = pull_of(pod)
+    told = {"name": "SLIPWAY_LABELS", "value": '["zero", "one"]'}
+    assert variables.get("SLIPWAY_LABELS") == (told if layout == "Triton" else None), "pull writes them for a server that is not ours"
+    assert told in pod["spec"]["containers"][0]["env"]
+
+
 @pytest.mark.parametrize(("layout", "folder"), [({}, "/models/artifact"), ({"layout": "Triton"}, "/models/layout")])
 def test_the_model_folder_is_the_layout_s(layout, folder):
     assert server_of({}, args=["{{modelDir}}"], **layout)["args"] == [folder]

@@ -165,6 +165,7 @@ def _pull(resource: Manifest, artifact: Manifest, runtime: Manifest, config: Con
         arguments += _layout_arguments(resource, runtime)
         limit = {"containerName": names.SERVER, "resource": "limits.cpu", "divisor": "1m"}  # the node's CPUs where there is none
         variables.append({"name": "SLIPWAY_SERVER_MILLICPUS", "valueFrom": {"resourceFieldRef": limit}})
+        variables += _labels(resource["spec"].get("serving") or {})
     return {
         "name": names.PULL,
         "image": config.runtime_image,
@@ -233,13 +234,17 @@ def _ports(runtime: Manifest) -> dict[str, int]:
 
 def _server_env(serving: Mapping[str, Any], spec: Mapping[str, Any], values: Mapping[str, str]) -> list[dict[str, Any]]:
     own = [{**item, "value": _fill(item["value"], values)} if "value" in item else dict(item) for item in spec.get("env", ())]
-    labels = env({"SLIPWAY_LABELS": json.dumps(serving["labels"])}) if serving.get("labels") else []
+    told = _labels(serving)
     batching = serving.get("batching") or {}
     if batching:
-        labels += env({"SLIPWAY_MAX_BATCH_SIZE": str(batching["maxBatchSize"]), "SLIPWAY_MAX_DELAY": batching.get("maxDelay", "0ms")})
+        told += env({"SLIPWAY_MAX_BATCH_SIZE": str(batching["maxBatchSize"]), "SLIPWAY_MAX_DELAY": batching.get("maxDelay", "0ms")})
     users = list(serving.get("env", ()))
     theirs = {item["name"] for item in users}
-    return [item for item in [*own, *labels] if item["name"] not in theirs] + users
+    return [item for item in [*own, *told] if item["name"] not in theirs] + users
+
+
+def _labels(serving: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return env({"SLIPWAY_LABELS": json.dumps(serving["labels"])}) if serving.get("labels") else []
 
 
 def _fill(text: str, values: Mapping[str, str]) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,6 +36,7 @@ class Place:
         max_delay: seconds that a request may wait for others.
         threads: CPUs of the server.
         has_gpu: whether it gets an accelerator.
+        labels: class names by class number; None: those of the artifact.
     """
 
     model_name: str
@@ -45,6 +46,7 @@ class Place:
     max_delay: float = 0.0
     threads: int = 1
     has_gpu: bool = False
+    labels: Sequence[str] | None = None
 
 
 def lay_out(artifact: Artifact, layout: str, output: Path, place: Place) -> None:

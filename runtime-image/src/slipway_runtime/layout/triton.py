@@ -1,4 +1,4 @@
-"""Triton's model repository: `<model>/config.pbtxt` and `<model>/1/` with the files of the artifact.
+"""Triton's model repository: `<model>/config.pbtxt`, `labels.txt` beside it, and `<model>/1/` with the files of the artifact.
 
 https://docs.nvidia.com/deeplearning/triton-inference-server/user-guide/docs/user_guide/model_configuration.html
 https://github.com/triton-inference-server/pytorch_backend (TorchScript: naming of tensors; torch_aoti: AOTInductor packages, from 26.03)
@@ -10,7 +10,7 @@ import json
 import logging
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from slipway_runtime.artifact import Artifact, Signature, TensorSpec, takes_batches
@@ -20,6 +20,7 @@ from slipway_runtime.serve.tensors import DATATYPES
 
 log = logging.getLogger("slipway")
 
+_LABELS = "labels.txt"
 _INDEXED = re.compile(r"__(\d+)")
 
 
@@ -53,24 +54,27 @@ def write(artifact: Artifact, folder: Path, place: Place) -> None:
     Raises:
         Failure: as `config`.
     """
+    place = replace(place, labels=artifact.labels if place.labels is None else place.labels)
     text = config(artifact.format, artifact.entry, artifact.signature, place)
     model = folder / place.model_name
     for path in model_files(artifact):
         link(artifact.directory / path, model / "1" / path)
     (model / "config.pbtxt").write_text(text)
+    if place.labels:
+        (model / _LABELS).write_text("".join(f"{' '.join(label.split())}\n" for label in place.labels))  # one a line
 
 
 def config(fmt: str, entry: str, signature: Signature, place: Place) -> str:
     """Return config.pbtxt, in protobuf's text format.
 
     With batching, Triton adds the first dimension itself and refuses requests of more than `max_batch_size` rows; without, all dimensions
-    stand in `dims` and a request may have any number of rows, as in our own server.
+    stand in `dims` and a request may have any number of rows, as in our own server. Class names go with any output, as there.
 
     Args:
         fmt: format of the artifact.
         entry: path of the model's file in it.
         signature: its tensors.
-        place: the name, batching, and what the server runs on.
+        place: the name, batching, class names, and what the server runs on.
 
     Raises:
         Failure: InvalidArguments for a format that Triton does not load, a type that it does not have, or names that it would misread.
@@ -97,7 +101,8 @@ def _lines(kind: _Kind, entry: str, signature: Signature, place: Place, *, is_ba
         yield f"default_model_filename: {_quoted(entry)}"
     yield f"max_batch_size: {place.max_batch if is_batched else 0}"
     yield f"input [{_tensors(signature.inputs, is_batched=is_batched)}]"
-    yield f"output [{_tensors(signature.outputs, is_batched=is_batched)}]"
+    named = f" label_filename: {_quoted(_LABELS)}" if place.labels else ""
+    yield f"output [{_tensors(signature.outputs, named, is_batched=is_batched)}]"
     yield f"instance_group [{{ kind: {'KIND_GPU' if place.has_gpu else 'KIND_CPU'} count: 1 }}]"
     if is_batched:
         yield f"dynamic_batching {{ max_queue_delay_microseconds: {round(place.max_delay * 1e6)} }}"
@@ -105,11 +110,11 @@ def _lines(kind: _Kind, entry: str, signature: Signature, place: Place, *, is_ba
         yield f"parameters {{ key: {_quoted(kind.threads)} value: {{ string_value: {_quoted(str(place.threads))} }} }}"
 
 
-def _tensors(specs: Sequence[TensorSpec], *, is_batched: bool) -> str:
-    return ", ".join(_tensor(spec, spec.shape[1:] if is_batched else spec.shape) for spec in specs)
+def _tensors(specs: Sequence[TensorSpec], more: str = "", *, is_batched: bool) -> str:
+    return ", ".join(_tensor(spec, spec.shape[1:] if is_batched else spec.shape, more) for spec in specs)
 
 
-def _tensor(spec: TensorSpec, shape: Iterable[int | str]) -> str:
+def _tensor(spec: TensorSpec, shape: Iterable[int | str], more: str) -> str:
     datatype = DATATYPES.get(spec.dtype)
     if datatype is None:
         raise Failure("InvalidArguments", f"tensor {spec.name}: Triton has no type for {spec.dtype}")
@@ -118,7 +123,7 @@ def _tensor(spec: TensorSpec, shape: Iterable[int | str]) -> str:
     empty = "" if dims else " reshape { shape: [] }"
     return (
         f"{{ name: {_quoted(spec.name)} data_type: TYPE_{'STRING' if datatype == 'BYTES' else datatype} "
-        f"dims: [{', '.join(map(str, dims or [1]))}]{empty} }}"
+        f"dims: [{', '.join(map(str, dims or [1]))}]{empty}{more} }}"
     )
 
 

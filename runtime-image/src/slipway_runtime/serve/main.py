@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 import logging
 import os
 import signal
@@ -135,7 +134,7 @@ def _run_workers(count: int, options: ServerOptions, load: Callable[[], Model]) 
 
 def _plan(args: argparse.Namespace, environment: Mapping[str, str], workers: int) -> tuple[ServerOptions, Callable[[], Model]]:
     """What a server is told, and what loads its model."""
-    labels = _labels(environment.get("SLIPWAY_LABELS"))
+    labels = settings.class_labels(environment)
     cpus = max(1, cpu_limit() // workers)
     lanes = args.lanes if args.lanes > 0 else cpus
     threads = max(1, cpus // lanes) if workers == 1 else 1  # a pool of threads does not live through a fork
@@ -195,15 +194,3 @@ def batching(args: argparse.Namespace, environment: Mapping[str, str]) -> tuple[
     size = str(args.max_batch_size or environment.get("SLIPWAY_MAX_BATCH_SIZE") or 1)
     delay = args.max_delay or environment.get("SLIPWAY_MAX_DELAY") or "0s"
     return settings.batching(size, delay)
-
-
-def _labels(text: str | None) -> list[str] | None:
-    if not text:
-        return None
-    try:
-        labels = json.loads(text)
-    except ValueError as error:
-        raise Failure("InvalidArguments", f"SLIPWAY_LABELS is not JSON: {error}") from error
-    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
-        raise Failure("InvalidArguments", "SLIPWAY_LABELS must be a JSON list of strings")
-    return labels

@@ -119,6 +119,26 @@ def test_repository(tmp_path):
     assert (tmp_path / "layout/digits/1/model.onnx").samefile(tmp_path / "artifact/model.onnx"), "linked, not copied"
 
 
+@pytest.mark.parametrize(
+    ("own", "told", "lines"),
+    [
+        (["zero", "one\ntwo"], None, "zero\none two\n"),
+        (["zero", "one"], ["null", "eins"], "null\neins\n"),
+        (None, ["null"], "null\n"),
+        (None, None, None),
+        (["zero"], [], None),
+    ],
+    ids=["of the artifact", "of the deployment", "of the deployment only", "none", "none wanted"],
+)
+def test_labels(tmp_path, own, told, lines):
+    write(tmp_path / "artifact", mlp_draft(labels=own))
+    lay_out(open_artifact(tmp_path / "artifact", None), "Triton", tmp_path / "layout", Place("digits", labels=told))
+    file = tmp_path / "layout/digits/labels.txt"
+    assert (file.read_text() if file.exists() else None) == lines
+    got = text_format.Parse((tmp_path / "layout/digits/config.pbtxt").read_text(), model_config_pb2.ModelConfig())
+    assert [tensor.label_filename for tensor in got.output] == ["labels.txt" if lines else ""]
+
+
 def test_a_refused_format_leaves_nothing(tmp_path):
     write(tmp_path / "artifact", Draft({"a.pt2": b"1"}, {"format": "ExportedProgram", "entry": "a.pt2", "signature": MLP.to_json()}))
     with pytest.raises(Failure, match="no place"):
