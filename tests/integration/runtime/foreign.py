@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ class Asked:
 
     status: int
     body: bytes
+    headers: dict[str, str] = field(default_factory=dict)
 
 
 def ask(port: int, path: str, body: bytes | None = None, **headers: str) -> Asked:
@@ -43,7 +44,7 @@ def ask(port: int, path: str, body: bytes | None = None, **headers: str) -> Aske
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         connection.request("GET" if body is None else "POST", path, body, named)
         response = connection.getresponse()
-        return Asked(response.status, response.read())
+        return Asked(response.status, response.read(), {name.lower(): value for name, value in response.getheaders()})
     except OSError:
         return Asked(0, b"")
     finally:

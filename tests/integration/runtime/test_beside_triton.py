@@ -16,7 +16,9 @@ import numpy as np
 import pytest
 
 from integration.runtime import foreign
+from integration.runtime.documented import EXCHANGES, INFER, Exchange
 from integration.runtime.foreign import NAME, Pod, ask, pod
+from integration.runtime.test_documented_requests import body_of, check
 from integration.runtime.test_other_clients import python_with
 from unit.runtime.serve.artifacts import Draft, dtypes_draft, mlp, mlp_draft
 
@@ -133,6 +135,16 @@ def test_every_type_is_taken(tmp_path):
         got = ask(port, f"/v2/models/{NAME}/infer", head + raw, Inference_Header_Content_Length=str(len(head)))
         assert got.status == 200, got.body
         assert got.body.endswith(raw)
+
+
+@pytest.mark.skipif(not (TRITON / "backends/onnxruntime").is_dir(), reason="the models are ONNX, and $TRITON has no onnxruntime backend")
+@pytest.mark.parametrize("exchange", [exchange for exchange in EXCHANGES if exchange.path == INFER], ids=str)
+def test_documented_requests_are_answered_as_our_server_answers_them(tmp_path, exchange: Exchange):
+    body, headers = body_of(exchange)
+    with running(pod(tmp_path, "triton", exchange.draft())) as port:
+        got = ask(port, exchange.path.format(model=NAME), body, **headers)
+        assert got.status == 200, got.body
+        check(exchange, got.body, got.headers.get("inference-header-content-length"), model_name=NAME, model_version="1")
 
 
 def test_a_format_that_triton_does_not_load_is_refused_by_pull(tmp_path):
