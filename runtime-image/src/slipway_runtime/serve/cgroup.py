@@ -22,6 +22,11 @@ def memory_limit(cgroup: Path = Path("/sys/fs/cgroup")) -> int | None:
     return int(words[0]) if words and words[0].isdigit() and int(words[0]) < NO_LIMIT_BYTES else None
 
 
+def memory_used() -> int:
+    """Bytes of memory that this process has resident."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
 def _quota_v2(cgroup: Path) -> float | None:
     words = _words(cgroup / "cpu.max")
     if len(words) != 2 or words[0] == "max":

@@ -45,6 +45,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--port", type=int, default=8080)
     parser.add_argument("--grpc-port", type=int, default=0, help="port of the protocol over gRPC (default: 0, none)")
     parser.add_argument("--lanes", type=int, default=0, help="worker threads (default: the CPU limit; 3 on a GPU)")
+    parser.add_argument(
+        "--lone-cpus",
+        type=int,
+        default=0,
+        help="for a call that runs alone, ONNX only; 1 saves memory (default: SLIPWAY_LONE_CPUS, or the CPU limit)",
+    )
     parser.add_argument("--workers", type=int, default=0, help="processes on one port, for fast models (default: SLIPWAY_WORKERS, or 1)")
     parser.add_argument("--queue-size", type=int, default=queue.max_requests, help="requests that may wait for a lane; more get 429")
     parser.add_argument(
@@ -139,7 +145,8 @@ def _plan(args: argparse.Namespace, environment: Mapping[str, str], workers: int
     lanes = args.lanes if args.lanes > 0 else cpus
     threads = max(1, cpus // lanes) if workers == 1 else 1  # a pool of threads does not live through a fork
     max_batch, max_delay = batching(args, environment)
-    loading = LoadOptions(args.model_name, args.revision, threads, labels, max_batch, args.lanes)
+    alone = min(cpus, lone_cpus(args, environment, cpus)) if workers == 1 else 1
+    loading = LoadOptions(args.model_name, args.revision, threads, alone, labels, max_batch, args.lanes)
 
     def load() -> Model:
         return load_model(open_artifact(args.model_dir, args.artifact_digest), loading)
@@ -179,9 +186,22 @@ def worker_count(args: argparse.Namespace, environment: Mapping[str, str]) -> in
     Raises:
         Failure: InvalidArguments.
     """
-    text = str(args.workers or environment.get("SLIPWAY_WORKERS") or 1)
-    if not text.isdecimal() or not 1 <= int(text) <= MAX_WORKERS:
-        raise Failure("InvalidArguments", f"workers (--workers, SLIPWAY_WORKERS) must be from 1 to {MAX_WORKERS}, got {text!r}")
+    return _whole("workers (--workers, SLIPWAY_WORKERS)", args.workers or environment.get("SLIPWAY_WORKERS") or 1, MAX_WORKERS)
+
+
+def lone_cpus(args: argparse.Namespace, environment: Mapping[str, str], limit: int) -> int:
+    """CPUs of a call that runs alone, of the arguments or else of the environment, or else the `limit`.
+
+    Raises:
+        Failure: InvalidArguments.
+    """
+    return _whole("CPUs of a lone call (--lone-cpus, SLIPWAY_LONE_CPUS)", args.lone_cpus or environment.get("SLIPWAY_LONE_CPUS") or limit)
+
+
+def _whole(what: str, value: int | str, most: int = 4096) -> int:
+    text = str(value)
+    if not text.isdecimal() or not 1 <= int(text) <= most:
+        raise Failure("InvalidArguments", f"{what} must be from 1 to {most}, got {text!r}")
     return int(text)
 
 

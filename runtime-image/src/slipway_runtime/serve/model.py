@@ -13,7 +13,9 @@ import numpy as np
 from slipway_runtime.artifact import Artifact, TensorSpec, takes_batches
 from slipway_runtime.reasons import Failure
 from slipway_runtime.serve.backends import Backend, load_backend
+from slipway_runtime.serve.backends.lone import LoneBackend
 from slipway_runtime.serve.batching import QueueOptions, useful_batch
+from slipway_runtime.serve.cgroup import memory_limit, memory_used
 from slipway_runtime.serve.padding import Joiner, Padding
 from slipway_runtime.serve.preprocess import ImagePreprocessing
 from slipway_runtime.serve.protocol import Codec
@@ -25,6 +27,10 @@ log = logging.getLogger(__name__)
 WARM_UP_RUNS = 20
 WARM_UP_SECONDS = 2.0
 INLINE_SECONDS = 0.0001
+LONE_SECONDS = 0.001  # a shorter call gains little by more threads: to share it out takes them 0.1 ms
+LONE_GAIN = 0.8
+LONE_RUNS = 5
+LONE_MEMORY = 4  # times the model's files: onnxruntime takes twice as much for a session, and requests need some
 _PADDED_ROWS = 8
 
 
@@ -86,6 +92,7 @@ class LoadOptions:
         name: the model's name in answers.
         revision: the version in answers.
         threads: CPU threads for one call.
+        cpus: CPU threads for a call that runs alone, where the engine can make a difference.
         labels: class names that replace the artifact's; None keeps those.
         max_batch: rows of a batch at most; 1 turns batching off.
         lanes: worker threads that were asked for; 0 leaves it to the backend.
@@ -94,6 +101,7 @@ class LoadOptions:
     name: str = "model"
     revision: str = "unknown"
     threads: int = 1
+    cpus: int = 1
     labels: Sequence[str] | None = None
     max_batch: int = 1
     lanes: int = 0
@@ -118,9 +126,13 @@ def load_model(artifact: Artifact, options: LoadOptions) -> Model:
     if artifact.format == "TorchServe" and artifact.golden is None:
         inline, max_batch = 0, options.max_batch  # nothing to ask it; a handler takes lists of requests by its contract
     else:
-        inline = _warm_up(backend, artifact)
+        sample = _sample(artifact)
+        runs = _warm_up(backend, sample, WARM_UP_RUNS)
+        inline = _inline_elements(runs, sample)
         check_golden(backend, artifact)
         max_batch = _warm_up_batches(backend, artifact, options.max_batch)
+        if artifact.format == "ONNX" and options.cpus > options.threads:  # torch's threads are the process's, not a model's
+            backend = _for_lone_calls(backend, artifact, options.cpus, min(runs))
     padding = proven_padding(backend, artifact) if max_batch > 1 else None
     codec = Codec(artifact.signature, options.name, options.revision, names)
     golden = None if artifact.format == "TorchServe" else _golden_batch(artifact)
@@ -143,19 +155,44 @@ def _check_labels(labels: Sequence[str], output: TensorSpec) -> None:
         raise Failure("InvalidArguments", f"{len(labels)} labels for the {classes} classes of output '{output.name}': give one per class")
 
 
+def _for_lone_calls(narrow: Backend, artifact: Artifact, cpus: int, seconds: float) -> Backend:
+    """Have a lone call, which takes `seconds`, computed on all CPUs by the model loaded once more: if that is quicker and memory allows."""
+    if seconds < LONE_SECONDS:
+        return narrow
+    limit, size = memory_limit(), sum(file.size for file in artifact.files)
+    if limit is not None and limit - memory_used() < LONE_MEMORY * size:
+        log.info("a lone call has one CPU: memory has no room for the model (%d MiB) once more", size >> 20)
+        return narrow
+    try:
+        wide = load_backend(artifact, cpus)
+        check_golden(wide, artifact)
+        took = min(_warm_up(wide, _sample(artifact), LONE_RUNS))
+    except Failure as error:
+        log.warning("a lone call has one CPU: with %d: %s", cpus, error)
+        return narrow
+    if took > LONE_GAIN * seconds:
+        log.info("a lone call has one CPU: it takes %.1f ms, and %.1f with %d", seconds * 1e3, took * 1e3, cpus)
+        wide.close()
+        return narrow
+    log.info("a lone call has %d CPUs: it takes %.1f ms, and %.1f beside others", cpus, took * 1e3, seconds * 1e3)
+    return LoneBackend(narrow, wide)
+
+
 # --- warm-up ------------------------------------------------------------------------------------------------------
 
 
-def _warm_up(backend: Backend, artifact: Artifact) -> int:
-    """Run a small batch until it is warm; returns `Model.inline_elements`."""
-    inputs = _sample(artifact)
-    seconds: list[float] = []
+def _warm_up(backend: Backend, sample: Tensors, count: int) -> list[float]:
+    """Call until it is warm, at least once; returns the seconds of each call."""
+    runs = [_timed(backend, sample)]
     deadline = time.perf_counter() + WARM_UP_SECONDS
-    while len(seconds) < WARM_UP_RUNS and time.perf_counter() < deadline:
-        seconds.append(_timed(backend, inputs))
-    if not seconds or statistics.median(seconds[len(seconds) // 2 :]) >= INLINE_SECONDS:
-        return 0
-    return sum(array.size for array in inputs.values())
+    while len(runs) < count and time.perf_counter() < deadline:
+        runs.append(_timed(backend, sample))
+    return runs
+
+
+def _inline_elements(runs: Sequence[float], sample: Tensors) -> int:
+    """`Model.inline_elements`, by what the sample's calls took."""
+    return 0 if statistics.median(runs[len(runs) // 2 :]) >= INLINE_SECONDS else sum(array.size for array in sample.values())
 
 
 def _timed(backend: Backend, inputs: Tensors) -> float:
