@@ -128,6 +128,8 @@ def test_images_are_used_where_they_belong() -> None:
         "AOTInductor": "t:1",
         "TorchServe": "t:1",
     }
+    accelerated = {entry["name"]: entry["acceleratorImage"] for entry in runtime["spec"]["formats"] if "acceleratorImage" in entry}
+    assert accelerated == {"ONNX": "t:1"}, "its onnxruntime knows CUDA"
     assert {entry["priority"] for entry in runtime["spec"]["formats"]} == {10}
     assert shipped_runtimes(objects)["libtorch"]["spec"]["image"] == "l:1"
 

@@ -264,6 +264,10 @@ def test_whom_to_ask_for_metrics() -> None:
         "apart": "http://10.0.0.4:8002/stats",
     }
     assert dict(scrape_urls(world.snapshot(*KEY), "a")) == {}
+    for formats in ([{"name": "ONNX", "image": "slipway-runtime"}], [{"name": "ONNX", "acceleratorImage": "slipway-runtime"}]):
+        world.runtimes = ({**RUNTIME, "spec": {**RUNTIME["spec"], "image": "another", "formats": formats, "metrics": {"path": "/stats"}}},)
+        assert dict(scrape_urls(world.snapshot(*KEY), "b")) == found, "the image is one of those of the runtime"
+    world.runtimes = ({**RUNTIME, "spec": {**RUNTIME["spec"], "metrics": {"path": "/stats"}}},)
     assert dict(probe_urls(world.snapshot(*KEY), "b")) == {}, "its runtime has no replay"
     world.runtimes = (REPLAYING,)
     assert dict(probe_urls(world.snapshot(*KEY), "b"))["six"] == "http://[fd00::6]:9000/v2/models/digits/infer"

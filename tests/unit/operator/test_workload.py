@@ -117,6 +117,24 @@ def test_pull_is_told_the_layout(serving, accelerator, spec, words):
     assert variables["SLIPWAY_SERVER_MILLICPUS"]["valueFrom"] == {"resourceFieldRef": source}
 
 
+@pytest.mark.parametrize(
+    ("claimed", "accelerator", "image"),
+    [
+        ({}, None, "i"),
+        ({}, GPU, "i"),
+        ({"image": "f"}, GPU, "f"),
+        ({"acceleratorImage": "a"}, None, "i"),
+        ({"acceleratorImage": "a"}, GPU, "a"),
+        ({"image": "f", "acceleratorImage": "a"}, None, "f"),
+        ({"image": "f", "acceleratorImage": "a"}, GPU, "a"),
+    ],
+)
+def test_the_image_is_that_of_the_format_and_of_what_it_runs_on(claimed, accelerator, image):
+    others = [{"name": "TorchScript", "image": "t", "acceleratorImage": "u"}]
+    pod = pod_of(accelerator=accelerator, formats=[*others, {"name": ARTIFACT["status"]["format"], **claimed}])
+    assert pod["spec"]["containers"][0]["image"] == image
+
+
 @pytest.mark.parametrize("layout", ["Slipway", "Triton"])
 def test_class_names_go_to_who_reads_them(layout):
     pod = pod_of({"labels": ["zero", "one"]}, layout=layout)

@@ -28,6 +28,10 @@ class RuntimeFormat(ApiModel):
     image: Image | None = Field(
         default=None, description="Another image for this format. Example: slipway-runtime-torch:0.1.0. Default: spec.image."
     )
+    accelerator_image: Image | None = Field(
+        default=None,
+        description="Another image for models that ask for an accelerator. Example: slipway-runtime-torch:0.1.0. Default: image.",
+    )
 
 
 class Probes(ApiModel):

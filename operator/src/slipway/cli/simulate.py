@@ -27,7 +27,7 @@ SHIPPED_RUNTIME: Manifest = {
     "spec": {
         "image": "slipway-runtime",
         "formats": [
-            {"name": "ONNX"},
+            {"name": "ONNX", "acceleratorImage": "slipway-runtime-torch"},
             {"name": "TorchScript", "image": "slipway-runtime-torch"},
             {"name": "ExportedProgram", "image": "slipway-runtime-torch"},
             {"name": "AOTInductor", "image": "slipway-runtime-torch"},

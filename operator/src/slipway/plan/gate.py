@@ -142,7 +142,8 @@ def _runtime(snapshot: DeploymentSnapshot, server: dict[str, Any]) -> dict[str, 
     """Return the spec of the ServingRuntime of the container's image, empty when there is none."""
     for runtime in sorted(snapshot.runtimes, key=name_of):
         spec = runtime["spec"]
-        if server.get("image") in {spec["image"], *(f.get("image") for f in spec.get("formats") or ())}:
+        formats = spec.get("formats") or ()
+        if server.get("image") in {spec["image"], *(f.get(key) for f in formats for key in ("image", "acceleratorImage"))}:
             return dict(spec)
     return {}
 

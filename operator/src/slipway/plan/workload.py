@@ -116,7 +116,8 @@ def _deployment(resource: Manifest, revision: str, artifact: str, notes: Mapping
 
 def _pod_template(resource: Manifest, revision: str, artifact: Manifest, runtime: Manifest, config: Config) -> dict[str, Any]:
     name, serving = name_of(resource), resource["spec"].get("serving") or {}
-    image = _image(runtime, status_of(artifact)["format"])
+    wish = resource["spec"].get("accelerator")
+    image = _image(runtime, status_of(artifact)["format"], has_accelerator=wish is not None)
     pod: dict[str, Any] = {
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
@@ -129,7 +130,6 @@ def _pod_template(resource: Manifest, revision: str, artifact: Manifest, runtime
     }
     if config.image_pull_secrets:
         pod["imagePullSecrets"] = [{"name": secret} for secret in config.image_pull_secrets]
-    wish = resource["spec"].get("accelerator")
     if wish is not None:
         pod["topologySpreadConstraints"] = accelerator.spread({names.DEPLOYMENT: name, names.REVISION: revision})
     notes = scraped(*_metrics_of(runtime), config) | accelerator.as_annotations(wish)
@@ -144,10 +144,10 @@ def _metrics_of(runtime: Manifest) -> tuple[int, str]:
     return int(place.get("port") or spec.get("port", DEFAULT_PORT)), str(place.get("path", names.METRICS_PATH))
 
 
-def _image(runtime: Manifest, fmt: str) -> str:
+def _image(runtime: Manifest, fmt: str, *, has_accelerator: bool) -> str:
     spec = runtime["spec"]
     claimed: Mapping[str, Any] = next((f for f in spec.get("formats", ()) if f["name"] == fmt), {})
-    return str(claimed.get("image") or spec["image"])
+    return str((has_accelerator and claimed.get("acceleratorImage")) or claimed.get("image") or spec["image"])
 
 
 def _volumes(config: Config) -> list[dict[str, Any]]:

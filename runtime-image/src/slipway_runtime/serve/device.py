@@ -1,7 +1,8 @@
-"""Where a model of torch runs: the CUDA GPU that the pod was given, or the CPU. Decided once, when a model is built or loaded."""
+"""Where a model runs: the CUDA GPU that the pod was given, or the CPU. Decided once, when a model is built or loaded."""
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -42,6 +43,19 @@ def may_use_gpu(environment: Mapping[str, str], devices: Path = Path("/dev")) ->
     """
     word = environment.get(VARIABLE) or "auto"
     return word == "cuda" or (word == "auto" and any(devices.glob("nvidia[0-9]*")))
+
+
+def cuda_works() -> bool:
+    """Whether CUDA's driver finds a GPU; initializes it, so not before a fork whose child uses the GPU.
+
+    https://docs.nvidia.com/cuda/cuda-driver-api/group__CUDA__INITIALIZE.html, and group__CUDA__DEVICE.html
+    """
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    count = ctypes.c_int()
+    return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
 
 
 def torch_device() -> str:

@@ -131,7 +131,7 @@ def load_model(artifact: Artifact, options: LoadOptions) -> Model:
         inline = _inline_elements(runs, sample)
         check_golden(backend, artifact)
         max_batch = _warm_up_batches(backend, artifact, options.max_batch)
-        if artifact.format == "ONNX" and options.cpus > options.threads:  # torch's threads are the process's, not a model's
+        if artifact.format == "ONNX" and not backend.lanes and options.cpus > options.threads:  # torch's threads are the process's
             backend = _for_lone_calls(backend, artifact, options.cpus, min(runs))
     padding = proven_padding(backend, artifact) if max_batch > 1 else None
     codec = Codec(artifact.signature, options.name, options.revision, names)

@@ -1,7 +1,10 @@
-"""onnxruntime on the CPU. One session serves all lanes: its `run` is thread-safe and releases the GIL."""
+"""onnxruntime, on the CPU or a CUDA GPU. One session serves all lanes: its `run` is thread-safe and releases the GIL."""
 
 from __future__ import annotations
 
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,20 +12,29 @@ import onnxruntime
 
 from slipway_runtime.artifact import Artifact
 from slipway_runtime.reasons import Failure
+from slipway_runtime.serve.device import VARIABLE, cuda_works, wanted_device
 from slipway_runtime.serve.tensors import Array, Tensors
+
+log = logging.getLogger(__name__)
+
+CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+# float32 is float32, as on the CPU, where parity was measured; and no search for the fastest convolution: each batch size begins it anew.
+# https://onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider.html#configuration-options
+CUDA_OPTIONS = {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
+LANES = 3  # one batch that is gathered, one that computes, one that is split up
 
 
 class OnnxBackend:
     """An onnxruntime session."""
 
     platform = "onnxruntime_onnx"
-    lanes = 0
 
     def __init__(self, artifact: Artifact, threads: int) -> None:
         """Load the session.
 
         Raises:
-            Failure: SignatureMismatch, the file's inputs or outputs are not those of the signature.
+            Failure: SignatureMismatch, the file's inputs or outputs are not those of the signature; ModelLoadFailed, a GPU was demanded
+                that cannot be used.
         """
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
@@ -31,7 +43,16 @@ class OnnxBackend:
         # A spinning pool burns the CPU quota of the lanes beside it.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         path = str(artifact.directory / artifact.entry)
-        self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        wanted = providers(os.environ, onnxruntime.get_available_providers(), cuda_works)
+        if len(wanted) > 1:
+            onnxruntime.preload_dlls()  # CUDA and cuDNN of the packages that torch brings
+        self._session = onnxruntime.InferenceSession(path, options, providers=wanted)
+        is_on_gpu = CUDA in self._session.get_providers()
+        if len(wanted) > 1 and not is_on_gpu:
+            if os.environ.get(VARIABLE) == "cuda":
+                raise Failure("ModelLoadFailed", f"{VARIABLE} is cuda, and onnxruntime cannot use it: see the log")
+            log.warning("onnxruntime cannot use the GPU; the model runs on the CPU")
+        self.lanes = LANES if is_on_gpu else 0
         self._outputs = [spec.name for spec in artifact.signature.outputs]
         _check_names("inputs", {node.name for node in self._session.get_inputs()}, {spec.name for spec in artifact.signature.inputs})
         missing = set(self._outputs) - {node.name for node in self._session.get_outputs()}
@@ -49,6 +70,23 @@ class OnnxBackend:
     def close(self) -> None:
         """Drop the session."""
         del self._session
+
+
+def providers(environment: Mapping[str, str], available: Sequence[str], has_gpu: Callable[[], bool]) -> list[Any]:
+    """What a session runs on, the first that can run a node: CUDA where this build of onnxruntime has it and the pod a GPU, and the CPU.
+
+    Args:
+        environment: SLIPWAY_DEVICE, as for `wanted_device`.
+        available: the providers of this build.
+        has_gpu: whether CUDA works here; not asked where nothing depends on it.
+
+    Raises:
+        Failure: as `wanted_device`; ModelLoadFailed when `cuda` is demanded of a build without it.
+    """
+    if CUDA not in available and environment.get(VARIABLE) == "cuda":
+        raise Failure("ModelLoadFailed", f"{VARIABLE} is cuda, and this image has onnxruntime's CPU build; use slipway-runtime-torch")
+    device = wanted_device(environment, lambda: CUDA in available and has_gpu())
+    return [(CUDA, dict(CUDA_OPTIONS)), CPU] if device == "cuda" else [CPU]
 
 
 def _check_names(what: str, found: set[str], wanted: set[str]) -> None:
