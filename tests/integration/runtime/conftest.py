@@ -99,11 +99,13 @@ class Running:
 def start(tmp_path, request):
     """Start a server of a draft, with torch loaded already unless the test is marked `fresh`.
 
-    `digest` and `damage` make what it finds on disk differ from what it is told.
+    `damage` makes what it finds on disk differ from what it is told; `before` is code that a `fresh` one runs first.
     """
     started: list[Running] = []
 
-    def _start(draft: Draft, *options: str, name: str = "m", damage: str | None = None, labels: list[str] | None = None) -> Running:
+    def _start(
+        draft: Draft, *options: str, name: str = "m", damage: str | None = None, labels: list[str] | None = None, before: str = ""
+    ) -> Running:
         folder = tmp_path / f"artifact{len(started)}"
         digest = write(folder, draft)
         if damage:
@@ -128,10 +130,11 @@ def start(tmp_path, request):
             environment["SLIPWAY_LABELS"] = json.dumps(labels)
         process: subprocess.Popen[bytes] | Forked
         if request.node.get_closest_marker("fresh"):
+            program = [str(Path(sys.executable).with_name("slipway-runtime"))]
+            if before:
+                program = [sys.executable, "-c", f"{before}\nimport sys\nfrom slipway_runtime.cli import main\nsys.exit(main())"]
             with log.open("wb") as stream:
-                process = subprocess.Popen(
-                    [Path(sys.executable).with_name("slipway-runtime"), *arguments, *options], env=environment, stderr=stream
-                )
+                process = subprocess.Popen([*program, *arguments, *options], env=environment, stderr=stream)
         else:
             process = fork([*arguments, *options], environment, log)
         started.append(Running(process, port, termination, log))

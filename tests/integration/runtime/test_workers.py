@@ -29,10 +29,13 @@ def cpu_ticks(pid: int) -> int:
     return sum(map(int, Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[11:13]))
 
 
-@pytest.mark.parametrize("device", ["cpu", "cuda"], ids=["one copy of the model", "a copy each, as on a GPU"])
-def test_several_workers_answer_on_one_port_and_are_counted_together(start, device, monkeypatch):
-    monkeypatch.setenv("SLIPWAY_DEVICE", device)  # which the model, in ONNX, does not mind
-    server = start(mlp_draft(), "--workers", "3", "--grpc-port", str(free_port()), "--drain-seconds", "1").wait_ready()
+AS_ON_A_GPU = "from slipway_runtime.serve import main\nmain.may_use_gpu = lambda environment: True"  # simulated: the model stays on the CPU
+
+
+@pytest.mark.parametrize("before", ["", AS_ON_A_GPU], ids=["one copy of the model", "a copy each, as on a GPU"])
+def test_several_workers_answer_on_one_port_and_are_counted_together(start, before):
+    options = ("--workers", "3", "--grpc-port", str(free_port()), "--drain-seconds", "1")
+    server = start(mlp_draft(), *options, before=before).wait_ready()
     assert len(worker_pids(server)) == 3
     body = json.dumps({"inputs": [{"name": "x", "shape": [1, 64], "datatype": "FP32", "data": [1.0] * 64}]}).encode()
     data = b"POST /v2/models/m/infer HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
@@ -64,9 +67,8 @@ def test_when_a_worker_is_killed_the_server_ends_and_says_so(start):
     assert "a worker was killed by SIGKILL" in message["message"]
 
 
-def test_a_model_that_no_worker_can_load_is_told_of(start, monkeypatch):
-    monkeypatch.setenv("SLIPWAY_DEVICE", "cuda")
-    server = start(mlp_draft(), "--workers", "2", damage="model.onnx")
+def test_a_model_that_no_worker_can_load_is_told_of(start):
+    server = start(mlp_draft(), "--workers", "2", damage="model.onnx", before=AS_ON_A_GPU)
     assert server.wait() == 60
     assert json.loads(server.termination.read_text())["reason"] == "ArtifactCorrupt"
 
