@@ -6,21 +6,17 @@ import hashlib
 import json
 import platform
 from collections.abc import Mapping
-from importlib import metadata
 from typing import Any
+
+from slipway_runtime.packages import installed_version
 
 _TOOLS = ("slipway-runtime", "torch", "onnx", "onnxscript", "onnxruntime", "numpy", "safetensors", "torchao", "torch_tensorrt")
 
 
 def tool_versions() -> dict[str, str]:
     """Return the versions of whatever shapes an artifact's bytes, of those installed."""
-    versions = {"python": platform.python_version()}
-    for name in _TOOLS:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return versions
+    found = {name: installed_version(name) for name in _TOOLS}
+    return {"python": platform.python_version()} | {name: version for name, version in found.items() if version is not None}
 
 
 def content_key(source_digest: str, spec: Mapping[str, Any], tools: Mapping[str, str]) -> str:

@@ -12,7 +12,6 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from packaging.requirements import InvalidRequirement, Requirement
 
 from slipway_runtime import ts
 from slipway_runtime.model_source import described, first_on_path
+from slipway_runtime.packages import installed_version
 from slipway_runtime.reasons import Failure, first_line, is_out_of_memory
 from slipway_runtime.torchserve import manifest_of
 from slipway_runtime.ts.context import Context, RequestProcessor
@@ -156,12 +156,10 @@ def _lacking(line: str, file: str) -> Iterator[str]:
     name = re.sub(r"[-_.]+", "-", wanted.name).lower()
     if name in _OFFERED or (wanted.marker is not None and not wanted.marker.evaluate()):
         return
-    try:
-        version = metadata.version(name)
-    except metadata.PackageNotFoundError:
+    version = installed_version(name)
+    if version is None:
         yield f"{line}, which is not in the image"
-        return
-    if not wanted.specifier.contains(version, prereleases=True):
+    elif not wanted.specifier.contains(version, prereleases=True):
         yield f"{line}, and the image has {version}"
 
 
