@@ -29,7 +29,6 @@ WARM_UP_SECONDS = 2.0
 INLINE_SECONDS = 0.0001
 LONE_SECONDS = 0.001  # a shorter call gains little by more threads: to share it out takes them 0.1 ms
 LONE_GAIN = 0.8
-LONE_RUNS = 5
 LONE_MEMORY = 4  # times the model's files: onnxruntime takes twice as much for a session, and requests need some
 _PADDED_ROWS = 8
 
@@ -166,7 +165,7 @@ def _for_lone_calls(narrow: Backend, artifact: Artifact, cpus: int, seconds: flo
     try:
         wide = load_backend(artifact, cpus)
         check_golden(wide, artifact)
-        took = min(_warm_up(wide, _sample(artifact), LONE_RUNS))
+        took = min(_warm_up(wide, _sample(artifact), WARM_UP_RUNS, LONE_GAIN * seconds))
     except Failure as error:
         log.warning("a lone call has one CPU: with %d: %s", cpus, error)
         return narrow
@@ -181,11 +180,11 @@ def _for_lone_calls(narrow: Backend, artifact: Artifact, cpus: int, seconds: flo
 # --- warm-up ------------------------------------------------------------------------------------------------------
 
 
-def _warm_up(backend: Backend, sample: Tensors, count: int) -> list[float]:
-    """Call until it is warm, at least once; returns the seconds of each call."""
+def _warm_up(backend: Backend, sample: Tensors, count: int, enough: float = 0.0) -> list[float]:
+    """Call until it is warm, at least once, or until a call takes no longer than `enough`; returns the seconds of each call."""
     runs = [_timed(backend, sample)]
     deadline = time.perf_counter() + WARM_UP_SECONDS
-    while len(runs) < count and time.perf_counter() < deadline:
+    while len(runs) < count and runs[-1] > enough and time.perf_counter() < deadline:
         runs.append(_timed(backend, sample))
     return runs
 
