@@ -10,6 +10,7 @@ from pathlib import Path
 from slipway_runtime.reasons import Failure
 
 VARIABLE = "SLIPWAY_DEVICE"
+LANES = 3  # on a GPU: one batch that is gathered or copied in, one that computes, one that is copied out or split up
 
 
 def wanted_device(environment: Mapping[str, str], has_gpu: Callable[[], bool]) -> str:

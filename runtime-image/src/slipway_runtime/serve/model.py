@@ -126,7 +126,7 @@ def load_model(artifact: Artifact, options: LoadOptions) -> Model:
         inline, max_batch = 0, options.max_batch  # nothing to ask it; a handler takes lists of requests by its contract
     else:
         sample = _sample(artifact)
-        runs = _warm_up(backend, sample, WARM_UP_RUNS)
+        runs = _warm_up(backend, sample)
         inline = _inline_elements(runs, sample)
         check_golden(backend, artifact)
         max_batch = _warm_up_batches(backend, artifact, options.max_batch)
@@ -165,7 +165,7 @@ def _for_lone_calls(narrow: Backend, artifact: Artifact, cpus: int, seconds: flo
     try:
         wide = load_backend(artifact, cpus)
         check_golden(wide, artifact)
-        took = min(_warm_up(wide, _sample(artifact), WARM_UP_RUNS, LONE_GAIN * seconds))
+        took = min(_warm_up(wide, _sample(artifact), LONE_GAIN * seconds))
     except Failure as error:
         log.warning("a lone call has one CPU: with %d: %s", cpus, error)
         return narrow
@@ -180,11 +180,11 @@ def _for_lone_calls(narrow: Backend, artifact: Artifact, cpus: int, seconds: flo
 # --- warm-up ------------------------------------------------------------------------------------------------------
 
 
-def _warm_up(backend: Backend, sample: Tensors, count: int, enough: float = 0.0) -> list[float]:
+def _warm_up(backend: Backend, sample: Tensors, enough: float = 0.0) -> list[float]:
     """Call until it is warm, at least once, or until a call takes no longer than `enough`; returns the seconds of each call."""
     runs = [_timed(backend, sample)]
     deadline = time.perf_counter() + WARM_UP_SECONDS
-    while len(runs) < count and runs[-1] > enough and time.perf_counter() < deadline:
+    while len(runs) < WARM_UP_RUNS and runs[-1] > enough and time.perf_counter() < deadline:
         runs.append(_timed(backend, sample))
     return runs
 

@@ -132,7 +132,7 @@ def test_when_a_model_is_loaded_twice(tmp_path, monkeypatch, *, cpus, seconds, m
 
     monkeypatch.setattr(loading, "load_backend", load_backend)
     monkeypatch.setattr(loading, "check_golden", check_golden)
-    monkeypatch.setattr(loading, "_warm_up", lambda backend, sample, count, enough=0.0: [seconds[threads_of[id(backend)]]] * count)
+    monkeypatch.setattr(loading, "_warm_up", lambda backend, sample, enough=0.0: [seconds[threads_of[id(backend)]]])
     monkeypatch.setattr(loading, "memory_limit", lambda: memory)
     monkeypatch.setattr(loading, "memory_used", lambda: 100 * MIB)
     model = load_model(open_artifact(tmp_path, write(tmp_path, mlp_draft())), LoadOptions(cpus=cpus))
@@ -161,7 +161,7 @@ def test_how_many_cpus_a_lone_call_has(argument, variable, cpus):
 def test_calls_go_on_until_one_is_quick_enough(monkeypatch, took, enough, calls):
     seconds = iter([*took, *([took[-1]] * 20)])
     monkeypatch.setattr(loading, "_timed", lambda backend, sample: next(seconds))
-    assert len(loading._warm_up(Engine(), {}, 20, enough)) == calls
+    assert len(loading._warm_up(Engine(), {}, enough)) == calls
 
 
 def test_torch_s_threads_are_the_process_s(tmp_path, monkeypatch):
@@ -169,6 +169,6 @@ def test_torch_s_threads_are_the_process_s(tmp_path, monkeypatch):
     code = "import torch\n\nclass Twice(torch.nn.Module):\n    def forward(self, x):\n        return x * 2\n"
     specs = [{"name": name, "dtype": "float32", "shape": ["batch", 1]} for name in ("x", "y")]
     config = {"format": "PyTorch", "entry": "", "entrypoint": "twice:Twice", "signature": {"inputs": specs[:1], "outputs": specs[1:]}}
-    monkeypatch.setattr(loading, "_warm_up", lambda backend, sample, count, enough=0.0: [0.1] * count)
+    monkeypatch.setattr(loading, "_warm_up", lambda backend, sample, enough=0.0: [0.1])
     digest = write(tmp_path, Draft({"twice.py": code.encode()}, config))
     assert not isinstance(load_model(open_artifact(tmp_path, digest), LoadOptions(cpus=4)).backend, LoneBackend)

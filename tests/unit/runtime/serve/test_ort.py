@@ -10,8 +10,8 @@ import pytest
 
 from slipway_runtime.artifact import open_artifact
 from slipway_runtime.reasons import Failure
-from slipway_runtime.serve.backends.ort import CPU, CUDA, LANES, OnnxBackend, providers
-from slipway_runtime.serve.device import cuda_works
+from slipway_runtime.serve.backends.ort import CPU, CUDA, OnnxBackend, providers
+from slipway_runtime.serve.device import LANES, cuda_works
 from slipway_runtime.serve.model import LoadOptions, load_model
 from unit.runtime.serve.artifacts import mlp_answer, mlp_draft, write
 

@@ -21,13 +21,13 @@ import torch
 from slipway_runtime.artifact import Artifact, Signature
 from slipway_runtime.reasons import Failure
 from slipway_runtime.serve.backends.pytorch import TorchBackend, as_tensor
+from slipway_runtime.serve.device import LANES
 from slipway_runtime.serve.tensors import Array, Tensors
 
 log = logging.getLogger(__name__)
 
 GRAPHS = "SLIPWAY_CUDA_GRAPHS"
 MAX_GRAPH_ROWS = 64  # beyond it, kernels take longer than their launches
-LANES = 3  # one batch that is gathered or copied in, one that computes, one that is copied out or split up
 _WARM_UP_CALLS = 3  # lazy initialization, TorchScript's profiling, compilation; a graph must not record them
 
 

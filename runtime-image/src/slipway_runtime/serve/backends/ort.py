@@ -12,7 +12,7 @@ import onnxruntime
 
 from slipway_runtime.artifact import Artifact
 from slipway_runtime.reasons import Failure
-from slipway_runtime.serve.device import VARIABLE, cuda_works, wanted_device
+from slipway_runtime.serve.device import LANES, VARIABLE, cuda_works, wanted_device
 from slipway_runtime.serve.tensors import Array, Tensors
 
 log = logging.getLogger(__name__)
@@ -21,7 +21,6 @@ CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 # float32 is float32, as on the CPU, where parity was measured; and no search for the fastest convolution: each batch size begins it anew.
 # https://onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider.html#configuration-options
 CUDA_OPTIONS = {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
-LANES = 3  # one batch that is gathered, one that computes, one that is split up
 
 
 class OnnxBackend:
@@ -44,11 +43,12 @@ class OnnxBackend:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         path = str(artifact.directory / artifact.entry)
         wanted = providers(os.environ, onnxruntime.get_available_providers(), cuda_works)
-        if len(wanted) > 1:
+        wants_gpu = len(wanted) > 1
+        if wants_gpu:
             onnxruntime.preload_dlls()  # CUDA and cuDNN of the packages that torch brings
         self._session = onnxruntime.InferenceSession(path, options, providers=wanted)
         is_on_gpu = CUDA in self._session.get_providers()
-        if len(wanted) > 1 and not is_on_gpu:
+        if wants_gpu and not is_on_gpu:
             if os.environ.get(VARIABLE) == "cuda":
                 raise Failure("ModelLoadFailed", f"{VARIABLE} is cuda, and onnxruntime cannot use it: see the log")
             log.warning("onnxruntime cannot use the GPU; the model runs on the CPU")
