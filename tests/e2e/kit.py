@@ -403,13 +403,33 @@ def mdep(
 
 # -- load --
 
+# What all loads begin with: a Service that has just become ready reaches the packet filter of this pod's node a moment later, and
+# refuses connections until then.
+FIRST_ANSWER = """
+import http.client, json, signal, sys, threading, time
+
+def wait_for_answers(name):
+    end = time.monotonic() + 30
+    while not answers(name) and time.monotonic() < end:
+        time.sleep(0.2)
+
+def answers(name):
+    try:
+        connection = http.client.HTTPConnection(name, 80, timeout=5)
+        connection.request("GET", "/v2/health/ready")
+        return connection.getresponse().status == 200
+    except OSError:
+        return False
+"""
+
 # 16 connections; ends 15 s after the answers have changed (the old revision drains for 10), after its limit, or on SIGTERM.
 # At most 320 requests a second, as more takes CPU from what else runs.
-LOAD = """
-import http.client, json, signal, sys, threading, time
+LOAD = (
+    FIRST_ANSWER
+    + """
 name, limit = sys.argv[1], float(sys.argv[2])
 body = json.dumps({"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [1, 2, 3, 4]}]})
-begin, lock = time.monotonic(), threading.Lock()
+lock = threading.Lock()
 count = {"sent": 0, "failed": 0, "answers": {}}
 errors, changed, stopped = [], [], threading.Event()
 signal.signal(signal.SIGTERM, lambda *_: stopped.set())
@@ -444,17 +464,7 @@ def work():
                     changed.append(time.monotonic())
         time.sleep(0.05)
 
-def answers():
-    try:
-        connection = http.client.HTTPConnection(name, 80, timeout=5)
-        connection.request("GET", "/v2/health/ready")
-        return connection.getresponse().status == 200
-    except OSError:
-        return False
-
-# a Service that has just become ready reaches this node's packet filter a moment later
-while not answers() and time.monotonic() - begin < 30:
-    time.sleep(0.2)
+wait_for_answers(name)
 begin = time.monotonic()
 threads = [threading.Thread(target=work) for _ in range(16)]
 [t.start() for t in threads]
@@ -462,11 +472,13 @@ while any(t.is_alive() for t in threads):  # a join would keep the signal's hand
     time.sleep(0.2)
 print(json.dumps(count | {"errors": errors[:20], "seconds": round(time.monotonic() - begin, 1)}))
 """
+)
 
 # Some of the requests are odd: their first feature is 200, which random inputs never hold. One thread a connection; a connection is used
 # for 20 requests only, because a Service balances connections. Arguments: the model, every how many-th is odd, threads, pause in seconds.
-ODD_LOAD = """
-import http.client, json, signal, sys, threading, time
+ODD_LOAD = (
+    FIRST_ANSWER
+    + """
 name, every, width, pause = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])
 rows = [[first, 2, 3, 4] for first in [1] * (every - 1) + [200]]
 bodies = [json.dumps({"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 4], "data": row}]}) for row in rows]
@@ -502,12 +514,15 @@ def work(number):
             count["nan"] += is_nan
             count["revisions"][str(revision)] = count["revisions"].get(str(revision), 0) + 1
             if error:
-                errors.append(error)
+                errors.append(f"{time.monotonic() - begin:.1f}s {error}")
         time.sleep(pause)
 
+wait_for_answers(name)
+begin = time.monotonic()
 threads = [threading.Thread(target=work, args=(number,)) for number in range(width)]
 [t.start() for t in threads]
 while any(t.is_alive() for t in threads):  # a join would keep the signal's handler from running
     time.sleep(0.2)
 print(json.dumps(count | {"errors": errors[:20]}))
 """
+)
