@@ -26,7 +26,7 @@ SOURCE = {"type": "prometheus", "uid": "${source}"}
 MODEL = 'namespace="$namespace",model="$name"'
 PODS = 'namespace="$namespace",pod=~"$name-[0-9a-f]{8}-.*"'
 NAME = 'namespace="$namespace",name="$name"'
-GPU = "avg by (namespace, pod) (DCGM_FI_DEV_GPU_UTIL)"  # of NVIDIA's dcgm-exporter
+GPU = "avg by (namespace, pod) (100 * slipway_gpu_utilization_ratio or DCGM_FI_DEV_GPU_UTIL)"  # the latter is NVIDIA's dcgm-exporter's
 Query = tuple[str, str]  # PromQL, legend
 Panel = tuple[str, str, str, list[Query]]  # kind, title, unit, queries
 
@@ -84,6 +84,13 @@ ONE: list[Panel] = [
     ("timeseries", "Inside the model, p99", "s", [(quantile("0.99", "slipway_inference_duration_seconds", PODS, "pod"), "{{pod}}")]),
     ("timeseries", "Samples in a batch, on average", "none", [(mean("slipway_batch_size", PODS, "pod"), "{{pod}}")]),
     ("timeseries", "Requests in flight", "none", [(f"slipway_inflight_requests{{{PODS}}}", "{{pod}}")]),
+    ("timeseries", "GPU use", "percentunit", [(f"slipway_gpu_utilization_ratio{{{PODS}}}", "{{pod}} {{gpu}}")]),
+    (
+        "timeseries",
+        "GPU memory in use",
+        "percentunit",
+        [(f"slipway_gpu_memory_used_bytes{{{PODS}}} / slipway_gpu_memory_total_bytes{{{PODS}}}", "{{pod}} {{gpu}}")],
+    ),
     ("table", "What is served", "none", [(f"slipway_artifact_info{{{PODS}}}", "")]),
     ("timeseries", "Time to load", "s", [(f"slipway_model_load_seconds{{{PODS}}}", "{{pod}}")]),
 ]

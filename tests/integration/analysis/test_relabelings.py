@@ -20,6 +20,7 @@ import pytest
 import yaml
 
 from integration.analysis.test_prometheus import ROOT, running
+from slipway_runtime.serve.gpu import Gpu
 from slipway_runtime.serve.metrics import Metrics
 
 FILES = ROOT / "charts/slipway/files/monitoring"
@@ -49,6 +50,12 @@ nv_inference_compute_infer_duration_us{model="resnet",version="1"} 400000
 nv_inference_compute_output_duration_us{model="resnet",version="1"} 2000
 # TYPE nv_inference_pending_request_count gauge
 nv_inference_pending_request_count{model="resnet",version="1"} 7
+# TYPE nv_gpu_utilization gauge
+nv_gpu_utilization{gpu_uuid="GPU-a"} 0.25
+# TYPE nv_gpu_memory_total_bytes gauge
+nv_gpu_memory_total_bytes{gpu_uuid="GPU-a"} 8000
+# TYPE nv_gpu_memory_used_bytes gauge
+nv_gpu_memory_used_bytes{gpu_uuid="GPU-a"} 3000
 """
 TORCHSERVE = """
 # HELP Requests5XX Torchserve prometheus counter metric with unit: Count
@@ -74,7 +81,7 @@ PATHS = {"slipway": "/metrics", "triton": "/metrics", "torchserve": "/own/metric
 
 
 def own() -> str:
-    metrics = Metrics("m", "m-slipway", lambda: 5)
+    metrics = Metrics("m", "m-slipway", lambda: 5, lambda: [Gpu("GPU-b", 1000, 8000, 0.75)])
     for status in (200, 200, 500):
         metrics.count(status)
         metrics.seconds(0.02)
@@ -162,6 +169,9 @@ def value(rows: list[dict[str, Any]]) -> float:
         ("slipway_batch_size_count", 30, None),
         ("slipway_inflight_requests", 7, None),
         ("slipway_model_load_seconds", None, 4.593),
+        ('slipway_gpu_utilization_ratio{gpu="GPU-a",gpu_uuid=""}', 0.25, None),
+        ("slipway_gpu_memory_used_bytes", 3000, None),
+        ("slipway_gpu_memory_total_bytes", 8000, None),
     ],
 )
 def test_the_numbers_of_others_have_our_names(
@@ -185,6 +195,9 @@ def test_all_runtimes_have_the_same_labels(ask: Callable[[str], list[dict[str, A
 def test_our_own_metrics_say_the_model_too_where_the_server_does_not(ask: Callable[[str], list[dict[str, Any]]]) -> None:
     (row,) = ask('slipway_inflight_requests{revision="m-slipway"}')
     assert row["metric"]["model"] == "m"
+    assert [(row["metric"]["gpu"], row["metric"]["model"]) for row in ask('slipway_gpu_memory_used_bytes{revision="m-slipway"}')] == [
+        ("GPU-b", "m")
+    ]
     assert not ask('{exported_model=~".+"} or {exported_revision=~".+"}')
 
 

@@ -123,7 +123,7 @@ PODS = 'namespace="default",pod=~"digits-0a1b2c3d-[a-z0-9]+-[a-z0-9]+"'
             'sum(rate(slipway_requests_total{namespace="default",revision="digits-0a1b2c3d"}[1m])) or '
             f"0 * sum(slipway_inflight_requests{{{PODS}}})",
         ),
-        ("GPUUtilization", f"sum(max by (pod) (DCGM_FI_DEV_GPU_UTIL{{{PODS}}}))"),
+        ("GPUUtilization", f"sum(max by (pod) (100 * slipway_gpu_utilization_ratio{{{PODS}}} or DCGM_FI_DEV_GPU_UTIL{{{PODS}}}))"),
     ],
 )
 def test_the_load_of_a_revision(metric: str, query: str) -> None:

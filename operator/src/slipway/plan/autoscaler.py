@@ -98,7 +98,7 @@ def load_query(metric: str, namespace: str, revision: str) -> str:
     if metric == "Concurrency":
         return inflight
     if metric == "GPUUtilization":
-        return f"sum(max by (pod) (DCGM_FI_DEV_GPU_UTIL{{{space},{pods}}}))"
+        return f"sum(max by (pod) (100 * slipway_gpu_utilization_ratio{{{space},{pods}}} or DCGM_FI_DEV_GPU_UTIL{{{space},{pods}}}))"
     return f"sum(rate(slipway_requests_total{{{space},revision={json.dumps(revision)}}}[1m])) or 0 * {inflight}"
 
 

@@ -16,6 +16,7 @@ import orjson
 
 from slipway_runtime.serve import adapters, docs, form, triton
 from slipway_runtime.serve.batching import DEFAULT_PRIORITY, Batcher, Job, Loop, QueueOptions, model_error
+from slipway_runtime.serve.gpu import Gpu
 from slipway_runtime.serve.messages import GOLDEN, HTML, BadRequest, HttpError, Request, Response, json_response
 from slipway_runtime.serve.metrics import CONTENT_TYPE, Metrics
 from slipway_runtime.serve.model import Model, golden_difference
@@ -51,6 +52,7 @@ class AppOptions:
         queue: limits of the queue and of a batch.
         stuck_seconds: a call that takes longer turns liveness 503.
         is_logging: one line of JSON for each answered infer or predict request.
+        gpus: what is known of the pod's GPUs, for the metrics.
     """
 
     name: str
@@ -58,6 +60,7 @@ class AppOptions:
     queue: QueueOptions = field(default_factory=QueueOptions)
     stuck_seconds: float = 60.0
     is_logging: bool = False
+    gpus: Callable[[], Sequence[Gpu]] = tuple
 
 
 @dataclass(slots=True)
@@ -143,7 +146,7 @@ class App:
     def __post_init__(self) -> None:
         """Make the metrics and the routes."""
         options = self.options
-        self.metrics = Metrics(options.name, options.revision, lambda: self.inflight)
+        self.metrics = Metrics(options.name, options.revision, lambda: self.inflight, options.gpus)
         self._gets = {
             "/docs": self._docs,
             "/openapi.json": self._openapi,

@@ -10,6 +10,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import uvloop
@@ -22,6 +23,7 @@ from slipway_runtime.serve.batching import QueueOptions
 from slipway_runtime.serve.cgroup import cpu_limit, memory_limit
 from slipway_runtime.serve.connection import Limits
 from slipway_runtime.serve.device import may_use_gpu
+from slipway_runtime.serve.gpu import GpuWatch
 from slipway_runtime.serve.model import LoadOptions, Model, load_model
 from slipway_runtime.serve.server import Server, ServerOptions, abandon
 from slipway_runtime.serve.workers import MAX_WORKERS, Board, Place, run_workers
@@ -94,6 +96,10 @@ def run(args: argparse.Namespace) -> int:
 
 def _run_server(options: ServerOptions, load: Callable[[], Model], place: Place | None = None) -> int:
     """Serve in this process; returns the exit code."""
+    if may_use_gpu(os.environ):
+        watch = GpuWatch()
+        watch.start()
+        options = replace(options, app=replace(options.app, gpus=watch.gpus))
 
     async def serve() -> bool:
         return await Server(options, load, place).run()

@@ -17,6 +17,8 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Gauge, ProcessCollector, disable_created_metrics, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
+from slipway_runtime.serve.gpu import Gpu
+
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 # Seconds; steps of at most 2.5, so that a p99 read from the buckets can be held against a limit.
@@ -175,18 +177,19 @@ class Apart:
 class Metrics:
     """One registry for one model; the bound methods `queue` to `nonfinite` are for the event loop only."""
 
-    def __init__(self, model: str, revision: str, inflight: Callable[[], int]) -> None:
+    def __init__(self, model: str, revision: str, inflight: Callable[[], int], gpus: Callable[[], Sequence[Gpu]] = tuple) -> None:
         """Register all metrics.
 
         Args:
             model: value of the label `model`.
             revision: value of the label `revision`.
             inflight: read at scrape time: requests taken and not answered yet.
+            gpus: read at scrape time: the GPUs of the pod.
         """
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
         self.others: Callable[[], Sequence[State]] = tuple  # what other processes counted for the same model
-        self._inflight = inflight
+        self._inflight, self._gpus = inflight, gpus
         labels = {"model": model, "revision": revision}
         self.requests = Tally("slipway_requests", "Answered infer and predict requests.", "code", labels)
         self.nonfinite_answers = Count("slipway_nonfinite_outputs", "Answers whose outputs have NaN or infinite values.", labels)
@@ -216,6 +219,7 @@ class Metrics:
             *(part.family() for part in whole._families),
             *(_joined(families) for families in zip(*of_experiments, strict=True)),
             GaugeMetricFamily("slipway_inflight_requests", "Requests taken and not answered.", inflight),
+            *_of_gpus(self._gpus()),
         ]
 
     def state(self) -> State:
@@ -268,6 +272,21 @@ def _processes(others: Sequence[int]) -> list[Metric]:
                 sample = family.samples[0]
                 family.samples[0] = sample._replace(value=sample.value + more.samples[0].value)
     return families
+
+
+def _of_gpus(gpus: Sequence[Gpu]) -> list[Metric]:
+    """The metrics of the GPUs; none where there is no GPU."""
+    if not gpus:
+        return []
+    use = GaugeMetricFamily("slipway_gpu_utilization_ratio", "Share of the last seconds in which a kernel ran.", labels=["gpu"])
+    used = GaugeMetricFamily("slipway_gpu_memory_used_bytes", "Memory of the GPU in use, by whoever shares it.", labels=["gpu"])
+    total = GaugeMetricFamily("slipway_gpu_memory_total_bytes", "Memory of the GPU.", labels=["gpu"])
+    for gpu in gpus:
+        used.add_metric([gpu.uuid], gpu.used)
+        total.add_metric([gpu.uuid], gpu.total)
+        if gpu.utilization is not None:
+            use.add_metric([gpu.uuid], gpu.utilization)
+    return [use, used, total]
 
 
 def _joined(families: Iterable[Metric]) -> Metric:
