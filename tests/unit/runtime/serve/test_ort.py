@@ -10,7 +10,7 @@ import pytest
 
 from slipway_runtime.artifact import open_artifact
 from slipway_runtime.reasons import Failure
-from slipway_runtime.serve.backends.ort import CPU, CUDA, OnnxBackend, providers
+from slipway_runtime.serve.backends.ort import CPU, CUDA, TENSORRT, OnnxBackend, providers
 from slipway_runtime.serve.device import LANES, cuda_works
 from slipway_runtime.serve.model import LoadOptions, load_model
 from unit.runtime.serve.artifacts import mlp_answer, mlp_draft, write
@@ -18,6 +18,7 @@ from unit.runtime.serve.artifacts import mlp_answer, mlp_draft, write
 HAS_GPU = CUDA in onnxruntime.get_available_providers() and cuda_works()
 GPU = pytest.mark.skipif(not HAS_GPU, reason="there is no CUDA GPU, or onnxruntime's CPU build")
 BOTH = (CUDA, CPU)
+ALL = (TENSORRT, CUDA, CPU)
 
 
 @pytest.mark.parametrize(
@@ -49,6 +50,36 @@ def test_a_gpu_that_cannot_be_had_is_told(word, available, has_gpu, reason, word
     with pytest.raises(Failure, match=words) as caught:
         providers({"SLIPWAY_DEVICE": word}, available, lambda: has_gpu)
     assert caught.value.reason == reason
+
+
+@pytest.mark.parametrize(
+    ("environment", "available", "has_gpu", "want"),
+    [
+        ({"SLIPWAY_ONNX_TENSORRT": "true"}, ALL, True, [TENSORRT, CUDA, CPU]),
+        ({"SLIPWAY_ONNX_TENSORRT": "false"}, ALL, True, [CUDA, CPU]),
+        ({}, ALL, True, [CUDA, CPU]),
+        ({"SLIPWAY_ONNX_TENSORRT": "true"}, ALL, False, None),
+        ({"SLIPWAY_ONNX_TENSORRT": "true"}, BOTH, True, None),
+        ({"SLIPWAY_ONNX_TENSORRT": "true", "SLIPWAY_DEVICE": "cpu"}, ALL, True, None),
+    ],
+)
+def test_tensorrt_is_for_who_asks_for_it(environment, available, has_gpu, want):
+    if want is None:
+        with pytest.raises(Failure, match="SLIPWAY_ONNX_TENSORRT is true") as caught:
+            providers(environment, available, lambda: has_gpu)
+        assert caught.value.reason == "ModelLoadFailed"
+        return
+    assert [one if isinstance(one, str) else one[0] for one in providers(environment, available, lambda: has_gpu)] == want
+
+
+def test_tensorrt_that_does_not_load_is_told(tmp_path, monkeypatch):
+    """onnxruntime takes the next provider when TensorRT's libraries are not there: here, because this build has none."""
+    artifact = open_artifact(tmp_path, write(tmp_path, mlp_draft()))
+    monkeypatch.setattr("slipway_runtime.serve.backends.ort.providers", lambda *_: [TENSORRT, CPU])
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None)
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "1")  # what a user says stays
+    with pytest.raises(Failure, match="TensorRT does not load"):
+        OnnxBackend(artifact, 1)
 
 
 def test_the_driver_is_not_asked_where_nothing_depends_on_it():

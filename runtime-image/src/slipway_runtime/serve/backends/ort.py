@@ -1,4 +1,4 @@
-"""onnxruntime, on the CPU or a CUDA GPU. One session serves all lanes: its `run` is thread-safe and releases the GIL."""
+"""onnxruntime, on the CPU, a CUDA GPU or TensorRT. One session serves all lanes: its `run` is thread-safe and releases the GIL."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from slipway_runtime.serve.tensors import Array, Tensors
 
 log = logging.getLogger(__name__)
 
-CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
+TENSORRT_VARIABLE = "SLIPWAY_ONNX_TENSORRT"
 # float32 is float32, as on the CPU, where parity was measured; and no search for the fastest convolution: each batch size begins it anew.
 # https://onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider.html#configuration-options
 CUDA_OPTIONS = {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
@@ -45,9 +46,15 @@ class OnnxBackend:
         wanted = providers(os.environ, onnxruntime.get_available_providers(), cuda_works)
         wants_gpu = len(wanted) > 1
         if wants_gpu:
+            if TENSORRT in wanted:  # it has no option for TF32, and reads this when it is loaded: microsoft/onnxruntime#26029
+                os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")
             onnxruntime.preload_dlls()  # CUDA and cuDNN of the packages that torch brings
         self._session = onnxruntime.InferenceSession(path, options, providers=wanted)
-        is_on_gpu = CUDA in self._session.get_providers()
+        running = self._session.get_providers()
+        is_on_gpu = CUDA in running
+        if TENSORRT in wanted and TENSORRT not in running:
+            message = f"{TENSORRT_VARIABLE} is true, and TensorRT does not load: see the log, and use an image that has it"
+            raise Failure("ModelLoadFailed", message)
         if wants_gpu and not is_on_gpu:
             if os.environ.get(VARIABLE) == "cuda":
                 raise Failure("ModelLoadFailed", f"{VARIABLE} is cuda, and onnxruntime cannot use it: see the log")
@@ -75,18 +82,24 @@ class OnnxBackend:
 def providers(environment: Mapping[str, str], available: Sequence[str], has_gpu: Callable[[], bool]) -> list[Any]:
     """What a session runs on, the first that can run a node: CUDA where this build of onnxruntime has it and the pod a GPU, and the CPU.
 
+    TensorRT comes first where it is asked for: it compiles for minutes when a model is loaded.
+
     Args:
-        environment: SLIPWAY_DEVICE, as for `wanted_device`.
+        environment: SLIPWAY_DEVICE, as for `wanted_device`; SLIPWAY_ONNX_TENSORRT is `true` for TensorRT.
         available: the providers of this build.
         has_gpu: whether CUDA works here; not asked where nothing depends on it.
 
     Raises:
-        Failure: as `wanted_device`; ModelLoadFailed when `cuda` is demanded of a build without it.
+        Failure: as `wanted_device`; ModelLoadFailed when `cuda`, or TensorRT, is demanded where it is not.
     """
     if CUDA not in available and environment.get(VARIABLE) == "cuda":
         raise Failure("ModelLoadFailed", f"{VARIABLE} is cuda, and this image has onnxruntime's CPU build; use slipway-runtime-torch")
     device = wanted_device(environment, lambda: CUDA in available and has_gpu())
-    return [(CUDA, dict(CUDA_OPTIONS)), CPU] if device == "cuda" else [CPU]
+    wants_tensorrt = environment.get(TENSORRT_VARIABLE, "").lower() == "true"
+    if wants_tensorrt and (device == "cpu" or TENSORRT not in available):
+        message = f"{TENSORRT_VARIABLE} is true, and this pod has no CUDA GPU, or its image onnxruntime's CPU build; set spec.accelerator"
+        raise Failure("ModelLoadFailed", message)
+    return [*([TENSORRT] if wants_tensorrt else []), (CUDA, dict(CUDA_OPTIONS)), CPU] if device == "cuda" else [CPU]
 
 
 def _check_names(what: str, found: set[str], wanted: set[str]) -> None:
