@@ -111,8 +111,9 @@ def run_workers(count: int, work: Callable[[int], int]) -> int:
             is_ending = True
             _end(running)
             continue
-        for pid, ended in _ended():
-            running.discard(pid)
+        gone = _ended()
+        running -= {pid for pid, _ in gone}  # all of them first: who is gone cannot be told to end
+        for _, ended in gone:
             if is_ending and ended == 128 + signal.SIGTERM:
                 continue  # it was told to end before it could listen to that
             code = code or ended

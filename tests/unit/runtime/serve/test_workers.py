@@ -85,6 +85,12 @@ def begun(script: str, lines: int) -> tuple[subprocess.Popen[str], list[str]]:
     return process, [process.stdout.readline() for _ in range(lines)]
 
 
+def test_all_may_end_before_the_first_is_noticed():
+    late = SCRIPT.replace("sys.exit(run", "wait, signal.sigwait = signal.sigwait, lambda these: (time.sleep(1), wait(these))[1]\nsys.exit(run")
+    process, _ = begun(late.format(work="sys.exit(44)"), 3)
+    assert process.wait(60) == 44
+
+
 def test_sigterm_reaches_all():
     process, lines = begun(SCRIPT.format(work="pass"), 3)
     assert sorted(lines) == [f"{number} works\n" for number in range(3)]
