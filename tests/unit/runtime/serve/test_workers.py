@@ -86,7 +86,8 @@ def begun(script: str, lines: int) -> tuple[subprocess.Popen[str], list[str]]:
 
 
 def test_all_may_end_before_the_first_is_noticed():
-    late = SCRIPT.replace("sys.exit(run", "wait, signal.sigwait = signal.sigwait, lambda these: (time.sleep(1), wait(these))[1]\nsys.exit(run")
+    waiting = "wait, signal.sigwait = signal.sigwait, lambda these: (time.sleep(1), wait(these))[1]\n"
+    late = SCRIPT.replace("sys.exit(run_workers", waiting + "sys.exit(run_workers")
     process, _ = begun(late.format(work="sys.exit(44)"), 3)
     assert process.wait(60) == 44
 
