@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
@@ -27,17 +28,28 @@ IGNORED = {
     "Sends a second HEADERS frame without the END_STREAM flag",
     "Sends a large size HEADERS frame that exceeds the SETTINGS_MAX_FRAME_SIZE",
 }
+# The last frames of a refusal. On a busy machine it is sent before the rest of a case has come, and any case of a stream may end so.
+REFUSAL = re.compile(r"DATA Frame \(length:\d+, flags:0x01, stream_id:\d+\)|RST_STREAM Frame \(length:4, flags:0x00, stream_id:\d+\)")
+TRIES = 5
 
 
 def test_http2_by_h2spec(start, tmp_path):
+    """A case that never passes is wrong, and one that ends in anything but a refusal."""
     port = free_port()
     start(mlp_draft(), "--grpc-port", str(port)).wait_ready()
     report = tmp_path / "report.xml"
-    command = [str(BIN / "h2spec"), "-h", "127.0.0.1", "-p", str(port), "-o", "5", "-j", str(report)]
-    subprocess.run(command, capture_output=True, check=False)
-    cases = list(ET.parse(report).iter("testcase"))
-    failed = {case.get("classname") for case in cases if case.find("failure") is not None or case.find("error") is not None}
-    assert len(cases) >= 140
+    command = [str(BIN / "h2spec"), "-h", "127.0.0.1", "-p", str(port), "-o", "2", "-j", str(report)]
+    failed = None
+    for _ in range(TRIES):
+        subprocess.run(command, capture_output=True, check=False)
+        cases = list(ET.parse(report).iter("testcase"))
+        assert len(cases) >= 140
+        reported = [(case.get("classname"), case.find(kind)) for case in cases for kind in ("failure", "error")]
+        ended = {name: element.text for name, element in reported if element is not None}
+        assert {name: text for name, text in ended.items() if not REFUSAL.fullmatch(text.strip().splitlines()[-1].strip())} == {}
+        failed = set(ended) if failed is None else failed & set(ended)
+        if failed <= IGNORED:
+            break
     assert failed <= IGNORED
 
 
