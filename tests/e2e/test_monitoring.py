@@ -154,7 +154,7 @@ def test_every_panel_shows_something_while_a_canary_has_half_of_the_traffic(prom
         for panel in board["panels"]
         if not dashboards.asked(prometheus.url, panel, variables, 300)
     }
-    assert empty <= {"GPU use"}
+    assert empty <= {"GPU use", "GPU memory in use"}, "there is no GPU here"
     if folder := os.environ.get("SLIPWAY_E2E_PICTURES"):
         dashboards.pictures(prometheus.url, space.name, "tiny", 480, Path(folder))
     space.end_load("load")
