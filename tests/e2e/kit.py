@@ -403,7 +403,7 @@ def mdep(
 
 # -- load --
 
-# What all loads begin with: a Service that has just become ready reaches the packet filter of this pod's node a moment later, and
+# What the loads below begin with: a Service that has just become ready reaches the packet filter of this pod's node a moment later, and
 # refuses connections until then.
 FIRST_ANSWER = """
 import http.client, json, signal, sys, threading, time

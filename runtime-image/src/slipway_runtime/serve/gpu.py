@@ -7,7 +7,7 @@ import threading
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import Any
 
@@ -89,7 +89,7 @@ class GpuWatch:
 
     def add(self, reading: list[Gpu]) -> None:
         """Take a reading in."""
-        self._now = tuple(Gpu(gpu.uuid, gpu.used, gpu.total, self._mean(gpu)) for gpu in reading)
+        self._now = tuple(replace(gpu, utilization=self._mean(gpu)) for gpu in reading)
         self._at = self._clock()
 
     def _mean(self, gpu: Gpu) -> float | None:

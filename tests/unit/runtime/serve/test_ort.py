@@ -21,6 +21,11 @@ BOTH = (CUDA, CPU)
 ALL = (TENSORRT, CUDA, CPU)
 
 
+def named(chosen):
+    """The providers without their options."""
+    return [one if isinstance(one, str) else one[0] for one in chosen]
+
+
 @pytest.mark.parametrize(
     ("word", "available", "has_gpu", "first"),
     [
@@ -34,8 +39,7 @@ ALL = (TENSORRT, CUDA, CPU)
 )
 def test_where_a_session_runs(word, available, has_gpu, first):
     chosen = providers({} if word is None else {"SLIPWAY_DEVICE": word}, available, lambda: has_gpu)
-    names = [one if isinstance(one, str) else one[0] for one in chosen]
-    assert names == ([CUDA, CPU] if first == CUDA else [CPU]), "what a GPU cannot run goes to the CPU"
+    assert named(chosen) == ([CUDA, CPU] if first == CUDA else [CPU]), "what a GPU cannot run goes to the CPU"
 
 
 @pytest.mark.parametrize(
@@ -69,7 +73,7 @@ def test_tensorrt_is_for_who_asks_for_it(environment, available, has_gpu, want):
             providers(environment, available, lambda: has_gpu)
         assert caught.value.reason == "ModelLoadFailed"
         return
-    assert [one if isinstance(one, str) else one[0] for one in providers(environment, available, lambda: has_gpu)] == want
+    assert named(providers(environment, available, lambda: has_gpu)) == want
 
 
 def test_tensorrt_that_does_not_load_is_told(tmp_path, monkeypatch):
